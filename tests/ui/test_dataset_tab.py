@@ -573,7 +573,7 @@ def test_tagging_can_be_undone(
         name, labels, image_size = "demo", (), 16
         content_hash = staticmethod(lambda: "says")
         preprocess = staticmethod(lambda image: image)
-        load = classmethod(lambda cls: cls)
+        load = classmethod(lambda cls, **options: cls)
         predict = staticmethod(lambda inputs: [Prediction(sentence="a thing") for _ in inputs])
 
     monkeypatch.setattr("lora_studio.dataset.tagging.stage.find_tagger", lambda *args, **options: Says)
