@@ -86,8 +86,8 @@ def images(tmp_path: Path) -> Path:
     folder = tmp_path / "saria"
     folder.mkdir()
     for index, colour in enumerate(("red", "green", "blue")):
-        picture = Image.new("RGB", (700, 700), "white")
-        picture.paste(colour, (50 * index, 100, 600, 300 + 100 * index))
+        picture = Image.new("RGB", (160, 160), "white")
+        picture.paste(colour, (12 * index, 20, 140, 70 + 24 * index))
         picture.save(folder / f"{index}.png")
     picture.save(folder / "copy.webp")
     return folder
