@@ -66,7 +66,8 @@ def predictions_of(
         for results in runner.predict(missing, hashes.__getitem__):
             known |= {path: found for path, found in results if isinstance(found, Prediction)}
             done = len(images) - list(known.values()).count(None)
-            report(PhaseEvent(message=f"Comparing images by {files.name}", done=done, total=len(images), unit="images"))
+            # As text: the counts of a phase would replace the job's own, of steps or cells.
+            report(PhaseEvent(message=f"Comparing images by {files.name}: {done} of {len(images)}"))
             if should_stop():
                 raise StopRequested
     return {path: prediction for path, prediction in known.items() if prediction is not None}

@@ -49,7 +49,7 @@ class GreyTagger:
     def content_hash(self) -> str:
         return self.name
 
-    def load(self) -> GreyTagger:
+    def load(self, *, on_cpu: bool = False) -> GreyTagger:
         return self
 
     def preprocess(self, image: Image.Image) -> int:

@@ -79,8 +79,8 @@ def die_in_write(number: int) -> None:
 
 
 def without_times(folder: JobFolder) -> list[str]:
-    """Return the events of the training itself as JSON, without fields that depend on the clock or the memory."""
-    changing = {"time", "seconds", "seconds_left", "memory_gib"}
+    """Return the events of the training itself as JSON, without fields that depend on clock, memory or folder."""
+    changing = {"time", "seconds", "seconds_left", "memory_gib", "worst"}  # the last has paths of images
     attempts = {"waiting", "phase", "warning", "start", "resume", "stopped", "failed"}
     return [
         json.dumps({name: value for name, value in event.items() if name not in changing}, sort_keys=True)
