@@ -124,6 +124,7 @@ def test_unet_names_agree_with_a_separate_implementation(tiny_base: Path) -> Non
         assert torch.equal(tensors[key], layer.lora_B["default"].weight)
 
 
+@pytest.mark.slow
 def test_diffusers_generates_the_same_image_bit_for_bit(trainer: Trainer, file: Path, base: Path) -> None:
     """Compare the adapters in memory with the file loaded by a new diffusers pipeline."""
     settings: dict[str, Any] = {"seed": 5, "steps": 2, "guidance": 3.0, "width": 64, "height": 64}

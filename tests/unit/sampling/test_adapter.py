@@ -187,6 +187,7 @@ def test_diffusers_own_format_keeps_its_alpha(pipeline: SamplingPipeline, tmp_pa
     assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_file_of_kohyas_trainer_matches_every_layer(pipeline: SamplingPipeline) -> None:
     unet = UNet2DConditionModel(
         sample_size=8,

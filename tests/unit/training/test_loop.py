@@ -172,6 +172,7 @@ def test_averaged_weights_are_resumed_and_saved_in_the_lora(
     assert of(rest, "timesteps") == of(events, "timesteps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop_after", "position"), [(1, "step00000001"), (2, "step00000002")])
 def test_a_stop_saves_a_checkpoint_that_a_resume_keeps(
     base: Path, shared: Path, tmp_path: Path, stop_after: int, position: str
@@ -205,6 +206,7 @@ def test_losses_by_timestep_average_to_the_epoch_loss(base: Path, shared: Path, 
         assert total / 3 == pytest.approx(epoch["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_bits(both: TrainJob, whole: Path, shared: Path, tmp_path: Path) -> None:
     """Neither torch's global seed, nor the LoRA's name, nor sampling changes anything."""
     torch.manual_seed(1234)

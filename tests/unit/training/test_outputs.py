@@ -45,6 +45,7 @@ def test_short_epochs_share_a_resume_state(
     assert states == saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lowest", "result", "saved"),
     [(2, "ink-000002.safetensors", []), (None, "ink-step00000003.safetensors", ["ink-step00000003.safetensors"])],

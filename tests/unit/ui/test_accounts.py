@@ -100,6 +100,7 @@ def shared(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     served.close()
 
 
+@pytest.mark.slow
 def test_nothing_of_a_shared_studio_is_seen_without_the_password(shared: Served) -> None:
     address = urlsplit(shared.url)
 

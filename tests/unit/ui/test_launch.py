@@ -38,6 +38,7 @@ def test_environment_variables_cannot_change_the_launch(tmp_path: Path, monkeypa
     assert [entry.cls for entry in given["app_kwargs"]["middleware"]] == [Guard, LoginLimit]
 
 
+@pytest.mark.slow
 def test_large_uploads_are_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Home, "check_private", lambda home: None)
     monkeypatch.setattr(launch, "MAX_UPLOAD", "1kb")

@@ -110,6 +110,7 @@ def test_settings_with_a_fallback_are_changed_and_others_are_not() -> None:
     assert changed.gradient_checkpointing is GradientCheckpointing.OFF
 
 
+@pytest.mark.slow
 def test_a_run_trains_without_the_paths_that_failed(training_inputs: Path, tmp_path: Path, home: Home) -> None:
     job = make_job(training_inputs / "base", make_images(tmp_path / "images", [(64, 64)] * 2))
     folder = JobFolder(tmp_path / "run")

@@ -29,6 +29,7 @@ def compare(path: FastPath, capturer: Any = None, dtype: torch.dtype = torch.flo
     return list(self_test(CPU, dtype, paths=[path], size=SMALL, find_capturer=lambda device: capturer))
 
 
+@pytest.mark.slow
 def test_all_fast_paths_compute_the_same_in_half_precision() -> None:
     found = list(self_test(CPU, torch.bfloat16, size=SMALL, find_capturer=lambda device: FakeCapturer()))
     assert [comparison.path for comparison in found] == list(FastPath)
