@@ -130,6 +130,7 @@ def test_an_image_opens_large_with_its_caption_while_the_run_goes_further(
     assert large.is_visible()
     page.keyboard.press("Escape")
     large.wait_for(state="hidden")
+    folder.update_status(state=JobState.DONE)
 
 
 # Records the notifications, and lets the page believe that another window has the focus.
