@@ -160,7 +160,8 @@ def start_training(page: Any, screenshot: Screenshot) -> None:
 
 def stop_and_resume(page: Any, project: Project, screenshot: Screenshot) -> None:
     """Watch the live loss, stop and resume the run, and check that it has every step once."""
-    page.locator("#train-curve path.smooth").wait_for(state="attached", timeout=WORKER_MS)
+    loss = page.locator("#train-curve studio-chart").first
+    loss.locator("path.smooth").first.wait_for(state="attached", timeout=WORKER_MS)
     page.locator("#job-pill").get_by_text(re.compile("Training")).wait_for()
     screenshot("train-running")
     page.locator("#train-stop").click()
