@@ -196,10 +196,11 @@ def draw_the_grid(page: Any, project: Project, screenshot: Screenshot) -> None:
     assert shown.count() == 4
     assert all("/thumbnails/" in (image.get_attribute("src") or "") for image in shown.all())
     page.locator("#test-grid button:has(img)").nth(1).click()
-    page.locator("#test-large img").wait_for()
-    page.locator("#test-large").get_by_text("inkstamp_hc, cat", exact=True).wait_for()
+    page.locator("#test-large img").first.wait_for()
+    page.locator("#test-large dd").get_by_text("inkstamp_hc, cat", exact=True).wait_for()
     screenshot("test")
     page.keyboard.press("Escape")
+    page.locator("#test-large .lightbox").wait_for(state="detached")
     [sweep] = project.sweeps()
     assert 'Strengths: "0, 1"' in (read_parameters(sweep.path / "grid.png") or "")
     with page.expect_download() as download:
