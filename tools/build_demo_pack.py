@@ -79,9 +79,9 @@ def main() -> None:
     if args.stage in ("evaluate", "all"):
         evaluate.evaluate(args.work, args.pack)
     if args.stage in ("styles", "all"):
-        from demo_pack.styles import judge_styles  # imports the studio, like recipe_search
+        from demo_pack.styles import report_styles  # imports the studio, like recipe_search
 
-        judge_styles(args.work, args.pack, folder=args.work / "styles")
+        report_styles(args.work, args.pack)
     if args.stage == "recipes":
         from demo_pack.recipe_search import search
 

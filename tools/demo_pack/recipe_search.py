@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from demo_pack import progress
-from demo_pack.styles import HIGH_CONTRAST, judge_styles
+from demo_pack.styles import HIGH_CONTRAST, Judges, judge_styles
+from lora_studio.workspace.project import Home
 
 CHOSEN_ON = (HIGH_CONTRAST, "blueprint", "sunset")
 COUNT = 24  # training images
@@ -57,10 +58,13 @@ def shortfall(figures: Mapping[str, Mapping[str, float]]) -> float:
 
 def search(work: Path, pack: Path) -> None:
     """Judge every candidate on the styles in CHOSEN_ON; write WORK/recipes.json, best first. Resumable."""
+    judges = Judges.load(work, pack, CHOSEN_ON)
     found: dict[str, dict[str, Any]] = {}
     for name, changes in CANDIDATES.items():
         folder = work / "recipes" / name.replace(" ", "-").replace(",", "")
-        judged = judge_styles(work, pack, folder=folder, chosen=CHOSEN_ON, counts=(COUNT,), changes=changes)
+        judged = judge_styles(
+            judges, base=pack / "base", home=Home(work / "home"), folder=folder, counts=(COUNT,), changes=changes
+        )
         by_style = {style: judged[style][f"{COUNT} images"] for style in CHOSEN_ON}
         missed = {style: shortfall(figures) for style, figures in by_style.items()}
         found[name] = {"changes": changes, "shortfall": round(sum(missed.values()), 3), "by style": missed}

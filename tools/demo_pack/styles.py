@@ -130,42 +130,84 @@ def train_lora(folder: Path, *, base: Path, home: Home, changes: Mapping[str, An
     return done.lora
 
 
+@dataclasses.dataclass(frozen=True)
+class StyleJudge:
+    """A classifier of one style, with the figures by which it was measured."""
+
+    classifier: nn.Linear
+    figures: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """What every LoRA of a base is judged with: the base itself, its own samples, and judges of style and content.
+
+    `words` are prompted, `learned` are the labels of the training images; `at_zero` are the base's samples of the
+    prompts with the trigger word, uint8 [words * seeds, 128, 128, 3], and `right` those with the right content.
+    """
+
+    pipeline: StableDiffusionXLPipeline
+    content: tagger.Tagger
+    icons: Icons
+    words: list[Picture]
+    learned: list[str]
+    at_zero: NDArray[np.uint8]
+    right: NDArray[np.bool_]
+    styles: dict[str, StyleJudge]
+
+    @classmethod
+    def load(cls, work: Path, pack: Path, chosen: Sequence[str] = STYLES) -> "Judges":
+        """Load the base and the tagger of PACK and fit the judges of the chosen styles."""
+        icons = Icons.load(work)
+        words, others = choose_words(work)
+        prompted = {word.label for word in words}
+        learnable = sorted(set(icons.words) - prompted - {word.label for word in others})
+        learned = random.Random("styles").sample(learnable, max(COUNTS))
+        known = random.Random("known").sample(sorted(set(learnable) - set(learned)), JUDGED)
+        pipeline = unet.load_exported(pack)
+        content = tagger.Tagger(pack / "tagger")
+        kinds = _other_kinds(work, pipeline, others, prompted | set(learned))
+        styles = {}
+        for style in chosen:
+            images = reconstruct(pipeline, icons.draw(style, known))
+            classifier, rates = fit_judge(colour_histogram(images), kinds)
+            recognised = _recognised(content, images, [icons.words[label] for label in known])
+            figures = {"called styled": rates, "content recognised in the style": round(float(recognised.mean()), 3)}
+            styles[style] = StyleJudge(classifier, figures)
+        at_zero = sample(pipeline, _prompts(words, trigger=True))
+        right = _recognised(content, at_zero, _per_seed(words))
+        return cls(pipeline, content, icons, words, learned, at_zero, right, styles)
+
+    def judge(self, lora: Path, style: str) -> tuple[dict[str, dict[str, float]], NDArray[np.uint8]]:
+        """Return figures by strength and a sheet of samples, one row per strength, the last without the trigger word.
+
+        `style`: share of the samples in the style. `content kept`: share with the right content among those that the
+        base itself draws with the right content.
+        """
+        figures: dict[str, dict[str, float]] = {"style": {}, "content kept": {}}
+        rows = []
+        with apply_lora(self.pipeline, read_lora_header(lora)) as adapter:
+            for strength, trigger in [*((strength, True) for strength in STRENGTHS), (1.0, False)]:
+                adapter.set_strength(strength)
+                drawn = sample(self.pipeline, _prompts(self.words, trigger=trigger)) if strength else self.at_zero
+                found = _recognised(self.content, drawn, _per_seed(self.words))
+                key = f"{strength:g}" if trigger else "1, no trigger word"
+                figures["style"][key] = styled_share(self.styles[style].classifier, colour_histogram(drawn))
+                figures["content kept"][key] = round(float((found & self.right).sum() / max(1, self.right.sum())), 3)
+                rows.append(np.concatenate(list(drawn[:: len(SEEDS)][:12]), 1))
+        return figures, np.concatenate(rows)
+
+
+def _prompts(words: Sequence[Picture], *, trigger: bool) -> list[str]:
+    return [f"{TRIGGER}, {word.label}" if trigger else word.label for word in words]
+
+
+def _per_seed(words: Sequence[Picture]) -> list[Picture]:
+    return [word for word in words for _ in SEEDS]
+
+
 def _recognised(judge: tagger.Tagger, drawn: NDArray[np.uint8], words: Sequence[Picture]) -> NDArray[np.bool_]:
     return judge.recognised(judge.probabilities(drawn), words)
-
-
-def _kept(found: NDArray[np.bool_], base: NDArray[np.bool_]) -> float:
-    """Return the share that is right among the samples that are right without the LoRA."""
-    return round(float((found & base).sum() / max(1, base.sum())), 3)
-
-
-def judge_lora(
-    pipeline: StableDiffusionXLPipeline,
-    lora: Path,
-    words: Sequence[Picture],
-    style_judge: nn.Linear,
-    content_judge: tagger.Tagger,
-) -> tuple[dict[str, dict[str, float]], NDArray[np.uint8]]:
-    """Return figures by strength and a sheet of samples, one row per strength, the last without the trigger word.
-
-    `style`: share of the samples in the style. `content kept`: share with the right content among those that the base
-    itself draws with the right content.
-    """
-    repeated = [word for word in words for _ in SEEDS]
-    figures: dict[str, dict[str, float]] = {"style": {}, "content kept": {}}
-    rows = []
-    right: NDArray[np.bool_] | None = None
-    with apply_lora(pipeline, read_lora_header(lora)) as adapter:
-        for strength, trigger in [*((strength, True) for strength in STRENGTHS), (1.0, False)]:
-            adapter.set_strength(strength)
-            drawn = sample(pipeline, [f"{TRIGGER}, {word.label}" if trigger else word.label for word in words])
-            found = _recognised(content_judge, drawn, repeated)
-            right = found if right is None else right
-            key = f"{strength:g}" if trigger else "1, no trigger word"
-            figures["style"][key] = styled_share(style_judge, colour_histogram(drawn))
-            figures["content kept"][key] = _kept(found, right)
-            rows.append(np.concatenate(list(drawn[:: len(SEEDS)][:12]), 1))
-    return figures, np.concatenate(rows)
 
 
 def _other_kinds(
@@ -184,43 +226,37 @@ def _other_kinds(
 
 
 def judge_styles(
-    work: Path,
-    pack: Path,
+    judges: Judges,
     *,
+    base: Path,
+    home: Home,
     folder: Path,
-    chosen: Sequence[str] = STYLES,
     counts: Sequence[int] = COUNTS,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Train and judge a LoRA for each style and number of images; return the figures by style.
+    """Train and judge a LoRA on `base` for each style of `judges` and number of images; return the figures by style.
 
     FOLDER gets the LoRAs, sheets of samples and figures.json; what an earlier call left there is not done again. It
     belongs to one base and recipe. `changes` are to the demo preset.
     """
-    icons = Icons.load(work)
-    words, others = choose_words(work)
-    prompted = {word.label for word in words}
-    learnable = sorted(set(icons.words) - prompted - {word.label for word in others})
-    learned = random.Random("styles").sample(learnable, max(COUNTS))
-    pipeline = unet.load_exported(pack)
-    content_judge = tagger.Tagger(pack / "tagger")
-    kinds = _other_kinds(work, pipeline, others, prompted | set(learned))
-    known = random.Random("known").sample(sorted(set(learnable) - set(learned)), JUDGED)
     path = folder / "figures.json"
     figures: dict[str, dict[str, Any]] = progress.read_json(path) if path.exists() else {}
-    for style in chosen:
-        images = reconstruct(pipeline, icons.draw(style, known))
-        style_judge, rates = fit_judge(colour_histogram(images), kinds)
-        recognised = _recognised(content_judge, images, [icons.words[label] for label in known])
-        judges = {"called styled": rates, "content recognised in the style": round(float(recognised.mean()), 3)}
-        figures.setdefault(style, {})["judges"] = judges
+    for style, judge in judges.styles.items():
+        figures.setdefault(style, {})["judges"] = judge.figures
         for count in (count for count in counts if f"{count} images" not in figures[style]):
             run = folder / f"{style.replace(' ', '-')}-{count}"
-            labels = learned[:count]
-            write_dataset(run / "dataset", icons.draw(style, labels), [icons.words[label] for label in labels])
-            lora = train_lora(run, base=pack / "base", home=Home(work / "home"), changes=changes)
-            figures[style][f"{count} images"], sheet = judge_lora(pipeline, lora, words, style_judge, content_judge)
+            labels = judges.learned[:count]
+            words = [judges.icons.words[label] for label in labels]
+            write_dataset(run / "dataset", judges.icons.draw(style, labels), words)
+            lora = train_lora(run, base=base, home=home, changes=changes)
+            figures[style][f"{count} images"], sheet = judges.judge(lora, style)
             Image.fromarray(sheet).save(run / "samples.png")
             progress.write_json(figures, path)
             progress.log(f"styles: {style}, {count} images: {figures[style][f'{count} images']}")
     return figures
+
+
+def report_styles(work: Path, pack: Path) -> None:
+    """Judge the demo's recipe in every style; write WORK/styles."""
+    judges = Judges.load(work, pack)
+    judge_styles(judges, base=pack / "base", home=Home(work / "home"), folder=work / "styles")
