@@ -6,9 +6,11 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import gradio as gr
 from filelock import Timeout
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from lora_studio.errors import InputError, StudioError, disk_errors
@@ -17,6 +19,7 @@ from lora_studio.ui.accounts import Account, LoginLimit, account_for
 from lora_studio.ui.app import build_app
 from lora_studio.ui.server import Guard, Mode, hosts_for, mode_for, share_names
 from lora_studio.ui.theme import CSS_FILE, studio_theme
+from lora_studio.ui.uploads import UploadLimit
 from lora_studio.worker import start_next
 from lora_studio.workspace.project import Home
 
@@ -103,7 +106,11 @@ def serve(
             allowed_paths=[str(home.thumbnails)],
             blocked_paths=[str(home.path / name) for name in ("projects", "models", "queue", "trash")],
             app_kwargs={
-                "middleware": [Middleware(Guard, hosts=hosts, mode=mode), Middleware(LoginLimit)],
+                "middleware": [
+                    Middleware(Guard, hosts=hosts, mode=mode),
+                    Middleware(LoginLimit),
+                    Middleware(UploadLimit, folder=lambda: Path(get_upload_folder())),
+                ],
                 "docs_url": None,
                 "redoc_url": None,
             },

@@ -14,6 +14,7 @@ from lora_studio.errors import InputError
 from lora_studio.ui import launch
 from lora_studio.ui.accounts import LoginLimit
 from lora_studio.ui.server import Guard
+from lora_studio.ui.uploads import UploadLimit
 from lora_studio.workspace.project import Home
 
 
@@ -35,7 +36,11 @@ def test_environment_variables_cannot_change_the_launch(tmp_path: Path, monkeypa
     assert given["strict_cors"] is True
     assert given["max_file_size"] == launch.MAX_UPLOAD
     assert given["footer_links"] == ["gradio", "settings"]
-    assert [entry.cls for entry in given["app_kwargs"]["middleware"]] == [Guard, LoginLimit]
+    assert [entry.cls for entry in given["app_kwargs"]["middleware"]] == [
+        Guard,
+        LoginLimit,
+        UploadLimit,
+    ]
 
 
 @pytest.mark.slow
