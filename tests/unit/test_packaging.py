@@ -1,15 +1,19 @@
-"""pyproject.toml: what an installed package contains, and that a worker needs no installed package."""
+"""What an installed package and a Docker image contain, and that a worker needs no installed package."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import typer
 
+from app import main
 from lora_studio import files, worker
 from lora_studio.files import shipped_folder
 from lora_studio.versions import VERSION
@@ -62,3 +66,37 @@ def test_a_worker_imports_this_copy_of_the_package_from_any_folder(tmp_path: Pat
 def test_version_and_dependencies_have_one_source() -> None:
     assert SETUPTOOLS["dynamic"]["version"] == {"attr": "lora_studio.versions.VERSION"}
     assert SETUPTOOLS["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+
+
+def docker_instructions() -> list[tuple[str, str]]:
+    """Return the instructions of the Dockerfile with their arguments, continued lines joined."""
+    text = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.split(maxsplit=1)[0], " ".join(line.split()[1:])) for line in lines]
+
+
+def test_image_serves_its_volume_as_a_user_without_rights() -> None:
+    steps = dict(docker_instructions())
+    assert steps["USER"] not in ("root", "0")
+    assert f"LORA_STUDIO_HOME={steps['VOLUME']}" in steps["ENV"].split()
+    port = steps["EXPOSE"]
+    assert f"http://127.0.0.1:{port}/" in steps["HEALTHCHECK"]
+    command = json.loads(steps["ENTRYPOINT"])
+    assert command[command.index("--port") + 1] == port
+    assert (ROOT / command[1]).is_file()
+    app = typer.Typer()
+    app.command()(main)
+    flags = {name for option in typer.main.get_command(app).params for name in option.opts}
+    assert {part for part in command if part.startswith("--")} <= flags
+
+
+def test_image_has_every_file_that_the_studio_ships() -> None:
+    """What .dockerignore leaves out is of no use to a running studio."""
+    patterns = (ROOT / ".dockerignore").read_text("utf-8").split()
+    anywhere = [pattern.removeprefix("**/") for pattern in patterns if pattern.startswith("**/")]
+    needed = [path for name in ("lora_studio", "presets", "examples") for path in files_in(ROOT / name)]
+    needed += [ROOT / name for name in ("app.py", "requirements.txt", "NOTICE", "LICENSE")]
+    for path in needed:
+        first, *below = path.relative_to(ROOT).parts
+        assert not any(fnmatch(first, pattern) for pattern in patterns), path
+        assert not any(fnmatch(part, pattern) for part in below for pattern in anywhere), path

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,27 @@ import numpy as np
 from PIL import Image
 from training_runs import claim_prediction_type, curves_of
 
-from demo_pack import progress, unet
+from demo_pack import progress
 from demo_pack.learning import choose_words
 from demo_pack.pictures import Picture
 from demo_pack.styles import TRIGGER, Icons, full_caption, write_dataset
 from lora_studio import api
 from lora_studio.errors import StudioError
 from lora_studio.events import Event, StepEvent
-from lora_studio.lora.header import read_lora_header
+from lora_studio.planning.picture_signs import TestCode
 from lora_studio.planning.presets import load_preset
-from lora_studio.sampling.adapter import apply_lora
+from lora_studio.sampling.sweep import Cell, SweepResult
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.project import Home
 
 STYLES = ("neon", "sticker", "blueprint")
 COUNT = 24  # training images
 RANK = 4
-STRENGTHS = (0.0, 0.5, 1.0)
+STRENGTHS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2)  # of the test of each LoRA
+SHOWN_STRENGTHS = (0.0, 0.5, 1.0)  # of them, on the sheets of samples
 SEEDS = (31, 32)
-PROMPTS = 6
+PROMPTS = 6  # with and without the trigger word
+FEATURES = "demo"  # the embedded tagger
 QUALITY = 80  # of the sheets of samples
 
 
@@ -58,9 +60,10 @@ class Kind:
     """How a LoRA of one kind differs from a well-trained one.
 
     `rate` and `length` are factors of the recipe's learning rates and steps, `prediction` the type that the base is
-    said to have. `broken` multiplies the rates from half of the run on.
+    said to have. `broken` multiplies the rates from half of the run on. `verdicts` are the right ones on its test.
     """
 
+    verdicts: tuple[TestCode, ...]
     count: int = COUNT
     rate: float = 1
     length: float = 1
@@ -70,17 +73,17 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "well": Kind(),
-    "well_12_images": Kind(count=12),
-    "undertrained_steps": Kind(length=0.1),
-    "undertrained_rate": Kind(rate=0.05),
-    "overtrained_rate": Kind(rate=10),
-    "overtrained_length": Kind(length=5),
-    "weak_trigger": Kind(captions="style named"),
-    "leaking": Kind(captions="without trigger"),
-    "memorising": Kind(count=4),
-    "wrong_prediction": Kind(prediction="v_prediction"),
-    "broken": Kind(broken=300),
+    "well": Kind(("good",)),
+    "well_12_images": Kind(("good",), count=12),
+    "undertrained_steps": Kind(("undertrained",), length=0.1),
+    "undertrained_rate": Kind(("undertrained",), rate=0.05),
+    "overtrained_rate": Kind(("overtrained",), rate=10),
+    "overtrained_length": Kind(("overtrained", "memorised"), length=5),
+    "weak_trigger": Kind(("trigger_weak",), captions="style named"),
+    "leaking": Kind(("leaks",), captions="without trigger"),
+    "memorising": Kind(("memorised",), count=4),
+    "wrong_prediction": Kind(("wrong_prediction",), prediction="v_prediction"),
+    "broken": Kind(("overtrained", "wrong_prediction"), broken=300),  # noise: the LoRA has to be trained again
 }
 
 
@@ -153,18 +156,18 @@ def _run(
     return saved[-1], events, dict(recipe)
 
 
-def write_collection(work: Path, pack: Path, out: Path) -> None:
-    """Train every kind in every style into OUT/STYLE/KIND; LoRAs that exist are kept.
+def write_collection(work: Path, pack: Path, out: Path, styles: Sequence[str] = STYLES) -> None:
+    """Train and test every kind in the given styles into OUT/STYLE/KIND; LoRAs that exist are kept.
 
-    Each gets the LoRA, its curves, its recipe and a sheet of samples, one row per strength and seed, the last two rows
-    without the trigger word.
+    Each gets the LoRA, its curves and recipe (run.json), the measures of its test (pictures.json) and a sheet of
+    samples, one row per strength and seed, the last two rows without the trigger word.
     """
     icons = Icons.load(work)
     words, others = choose_words(work)
     known = {word.label for word in (*words, *others)}
     labels = random.Random("collection").sample(sorted(set(icons.words) - known), COUNT)
     home = Home(work / "home")
-    for style in STYLES:
+    for style in styles:
         images = icons.draw(style, labels)
         for name, kind in KINDS.items():
             target = out / style / name
@@ -179,25 +182,55 @@ def write_collection(work: Path, pack: Path, out: Path) -> None:
                 base = claim_prediction_type(base, work / "collection" / kind.prediction, kind.prediction)
             lora, events, recipe = train(folder, kind, base=base, home=home)
             shutil.copyfile(lora, target / "lora.safetensors")
-            record = {"style": style, "kind": name, "changes": changes_of(kind), "recipe": recipe, **curves_of(events)}
+            made = {"style": style, "kind": name, "verdicts": kind.verdicts, "changes": changes_of(kind)}
+            record = {**made, "recipe": recipe, **curves_of(events)}
             (target / "run.json").write_text(json.dumps(record) + "\n", "utf-8")
-            sample_sheet(pack, lora, words[:PROMPTS]).save(target / "samples.webp", quality=QUALITY)
+            tested = draw_and_measure(
+                lora, pack / "base", words[:PROMPTS], work / "collection" / "sweeps" / f"{style}-{name}", home
+            )
+            progress.write_json(rows_of(tested), target / "pictures.json")
+            sample_sheet(tested.cells, words[:PROMPTS]).save(target / "samples.webp", quality=QUALITY)
             progress.log(f"collection: {style}, {name}: {len(record['losses'])} steps")
 
 
-def changes_of(kind: Kind) -> dict[str, Any]:
-    """Return what differs from a well-trained LoRA."""
-    return {name: value for name, value in dataclasses.asdict(kind).items() if value != getattr(Kind(), name)}
+def draw_and_measure(lora: Path, base: Path, words: Sequence[Picture], out: Path, home: Home) -> SweepResult:
+    """Draw and measure a LoRA at all strengths, with prompts with and without the trigger word."""
+    shutil.rmtree(out, ignore_errors=True)
+    return api.sweep(
+        [lora],
+        bases=[str(base)],
+        prompts=[text for word in words for text in (f"{{trigger}}, {word.label}", word.label)],
+        trigger_word=TRIGGER,
+        strengths=STRENGTHS,
+        seeds=SEEDS,
+        feature_model=FEATURES,
+        out=out,
+        home=home,
+    )
 
 
-def sample_sheet(pack: Path, lora: Path, words: list[Picture]) -> Image.Image:
-    """Sample a sheet: rows of strength and seed with the trigger word, then of seeds without it at strength 1."""
-    pipeline = unet.load_exported(pack)
+def rows_of(tested: SweepResult) -> list[dict[str, Any]]:
+    """Return the measures by strength, with file names for paths."""
     rows = []
-    with apply_lora(pipeline, read_lora_header(lora)) as adapter:
-        for strength, trigger in [*((strength, True) for strength in STRENGTHS), (1.0, False)]:
-            adapter.set_strength(strength)
-            prompts = [f"{TRIGGER}, {word.label}" if trigger else word.label for word in words]
-            for seed in SEEDS:
-                rows.append(np.concatenate(list(unet.sample_images(pipeline, prompts, [seed] * len(prompts))), 1))
+    for row in tested.measures["pictures"]["rows"]:
+        names = {key: Path(row[key]).name for key in ("nearest", "nearest_cell") if row.get(key)}
+        rows.append({key: value for key, value in row.items() if value is not None} | names | {"base": "", "lora": ""})
+    return rows
+
+
+def changes_of(kind: Kind) -> dict[str, Any]:
+    """Return what differs from the training of a good LoRA."""
+    well = dataclasses.asdict(KINDS["well"]) | {"verdicts": kind.verdicts}
+    return {name: value for name, value in dataclasses.asdict(kind).items() if value != well[name]}
+
+
+def sample_sheet(cells: Sequence[Cell], words: Sequence[Picture]) -> Image.Image:
+    """Combine samples: rows of strength and seed with the trigger word, then of seeds without it at strength 1."""
+    paths = {(cell.prompt, cell.strength, cell.seed): cell.path for cell in cells}
+    rows = []
+    for strength, trigger in [*((strength, True) for strength in SHOWN_STRENGTHS), (1.0, False)]:
+        prompts = [f"{TRIGGER}, {word.label}" if trigger else word.label for word in words]
+        for seed in SEEDS:
+            row = [np.asarray(Image.open(paths[prompt, strength, seed])) for prompt in prompts]
+            rows.append(np.concatenate(row, 1))
     return Image.fromarray(np.concatenate(rows))
