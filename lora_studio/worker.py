@@ -46,6 +46,7 @@ from lora_studio.models.catalogue import find_base
 from lora_studio.planning.speeds import remember_speed
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.workspace.gpu_queue import hold_gpu, live_tickets
+from lora_studio.workspace.job_environment import can_start, secrets_of, worker_environment
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home
@@ -110,14 +111,17 @@ def needs_gpu(job: AnyJob) -> bool:
     return not all(base is not None and base.is_embedded for base in known)
 
 
-def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
+def start(folder: JobFolder, home: Home, *, resume: bool = False, trusted: bool = True) -> None:
     """Start a detached worker process for the job; it outlives this process.
+
+    It gets the secrets of the environment that the job needs; without `trusted` none, and no access to the Hub.
 
     Writes the state "queued" before it returns, so that the job counts as active from the first moment. A job for
     several processes is started by accelerate's launcher. The worker runs `lora_studio/__main__.py` by its path, which
     works from any working directory and without an installed package.
     """
-    command = [sys.executable, *_launcher_arguments(folder.job()), str(MAIN_FILE)]
+    job = folder.job()
+    command = [sys.executable, *_launcher_arguments(job), str(MAIN_FILE)]
     command += ["worker", str(folder.path.resolve()), "--home", str(home.path)]
     if resume:
         command.append("--resume")
@@ -133,7 +137,7 @@ def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
         )
     )
     with disk_errors(folder.log_file), folder.log_file.open("ab") as log:
-        process = start_detached(command, log, folder.path)
+        process = start_detached(command, log, folder.path, worker_environment(secrets_of(job), trusted=trusted))
     threading.Thread(target=_reap, args=(process, folder, own.pid), daemon=True, name=f"reap {process.pid}").start()
 
 
@@ -159,9 +163,13 @@ def start_next(home: Home, *, wait: bool = False) -> JobFolder | None:
 
 
 def _hand_over(home: Home) -> None:
-    """Start the next waiting run at the end of a worker process."""
+    """Start the next waiting run at the end of a worker process.
+
+    A run that needs a token that this process did not get is left to the app, which looks every few seconds.
+    """
     try:
-        start_next(home, wait=True)
+        if all(can_start(run.folder.job()) for run in RunQueue(home).runs()[:1]):
+            start_next(home, wait=True)
     except (StudioError, OSError, Timeout):
         traceback.print_exc()
 

@@ -28,7 +28,7 @@ _OTHERS = {
 class DatasetConfig:
     """The contents of a dataset_config: arguments that all subsets share, the subsets, and what was left out."""
 
-    def __init__(self, values: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, values: Mapping[str, Any], folder: Path | None) -> None:
         self.arguments: dict[str, Any] = {}
         self.subsets: list[Subset] = []
         self.left_out: list[LeftOut] = []
@@ -57,20 +57,22 @@ class DatasetConfig:
             for own in described:
                 own.pop(name, None)
 
-    def _add_subset(self, own: dict[str, Any], folder: Path) -> None:
+    def _add_subset(self, own: dict[str, Any], folder: Path | None) -> None:
         given = own.pop("image_dir", None)
         if given is None:
             self.left_out.append(LeftOut("image_dir", "", "A subset without a folder of images cannot be used."))
             return
         path = Path(str(given)).expanduser()
-        existing = next((place for place in (folder / path, path) if place.is_dir()), None)
+        # Without a folder no path is looked at: only its name counts.
+        places = (folder / path, path) if folder else ()
+        existing = next((place.resolve() for place in places if place.is_dir()), None if folder else Path(path.name))
         if existing is None:
             self.left_out.append(LeftOut("image_dir", str(given), "It is not on this computer: the subset is missing."))
             return
         fields = {name: own.pop(name) for name in _FIELDS if name in own}
         settings = {_BY_NAME[name].setting: _BY_NAME[name].read(value) for name, value in own.items()}
         try:
-            self.subsets.append(Subset(image_dir=existing.resolve(), settings=settings, **fields))
+            self.subsets.append(Subset(image_dir=existing, settings=settings, **fields))
         except ValidationError as error:
             item = error.errors()[0]
             name = str(item["loc"][-1])

@@ -25,6 +25,7 @@ MAX_BYTES = 4 * 1024**2
 FILE_TYPES = (".json", ".toml", ".safetensors")
 _KNOWN = {argument.name for argument in ARGUMENTS} | {*NETWORK, *OPTIMIZER, *RATES, *SCHEDULE, *LENGTH, *JOB_FIELDS}
 PATHS = {"dataset", "regularization", "network_weights"}  # fields of a job
+NOT_LOOKED_AT = "Paths of this computer can be used only when the studio is not shared."
 _DATA_FOLDERS = {"train_data_dir", "reg_data_dir"}
 _OWN_MARKS = {"kind", "recipe"}  # of a job file
 
@@ -60,19 +61,21 @@ class ImportedSettings(BaseModel):
         return found
 
 
-def import_settings(path: Path | str) -> ImportedSettings:
+def import_settings(path: Path | str, *, with_files: bool = True) -> ImportedSettings:
     """Read the JSON of kohya_ss' form, a TOML of sd-scripts, or the metadata of a LoRA file.
 
-    Raises InputError if the file is missing, damaged or has no such settings.
+    Without `with_files`, no file or folder that it names is looked at: they are listed as left out. Raises InputError
+    if the file is missing, damaged or has no such settings.
     """
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
+    folder = path.parent if with_files else None
     if suffix == ".safetensors":
-        return _from_lora(path)
+        return _from_lora(path, folder)
     text = _read(path)
     if suffix == ".json":
-        return _from_gui(_parse_json(text, path.name), path)
-    return _from_toml(parse_toml(text, path.name), path)
+        return _from_gui(_parse_json(text, path.name), path.name, folder)
+    return _from_toml(parse_toml(text, path.name), path.name, folder)
 
 
 def _read(path: Path) -> str:
@@ -116,30 +119,30 @@ def _no_settings(name: str) -> InputError:
     )
 
 
-def _from_gui(fields: dict[str, Any], path: Path) -> ImportedSettings:
+def _from_gui(fields: dict[str, Any], name: str, folder: Path | None) -> ImportedSettings:
     if not MARKS & fields.keys() and not _KNOWN & fields.keys():
-        raise _no_settings(path.name)
+        raise _no_settings(name)
     arguments, left_out = gui_arguments(fields)
-    return _translate(SettingsSource.KOHYA_SS, arguments, left_out, complete=True, folder=path.parent)
+    return _translate(SettingsSource.KOHYA_SS, arguments, left_out, complete=True, folder=folder)
 
 
-def _from_toml(values: dict[str, Any], path: Path) -> ImportedSettings:
+def _from_toml(values: dict[str, Any], name: str, folder: Path | None) -> ImportedSettings:
     if _OWN_MARKS & values.keys():
-        raise InputError(f"{path.name} is a job file of the studio.", "Give it to train as JOB.toml.", code="own_job")
+        raise InputError(f"{name} is a job file of the studio.", "Give it to train as JOB.toml.", code="own_job")
     if isinstance(values.get("datasets"), list):
-        config = DatasetConfig(values, path.parent)
+        config = DatasetConfig(values, folder)
         return _translate(
-            SettingsSource.DATASET_CONFIG, {}, config.left_out, complete=False, folder=path.parent, config=config
+            SettingsSource.DATASET_CONFIG, {}, config.left_out, complete=False, folder=folder, config=config
         )
     arguments: dict[str, Any] = {}
-    for name, value in values.items():  # sections only sort the arguments
-        arguments |= value if isinstance(value, Mapping) else {name: value}
+    for key, value in values.items():  # sections only sort the arguments
+        arguments |= value if isinstance(value, Mapping) else {key: value}
     if not _KNOWN & arguments.keys():
-        raise _no_settings(path.name)
-    return _translate(SettingsSource.SD_SCRIPTS, arguments, [], complete=True, folder=path.parent)
+        raise _no_settings(name)
+    return _translate(SettingsSource.SD_SCRIPTS, arguments, [], complete=True, folder=folder)
 
 
-def _from_lora(path: Path) -> ImportedSettings:
+def _from_lora(path: Path, folder: Path | None) -> ImportedSettings:
     metadata = read_lora_header(path).metadata
     if not any(name.startswith(PREFIX) for name in metadata):
         raise InputError(
@@ -148,7 +151,7 @@ def _from_lora(path: Path) -> ImportedSettings:
             code="no_settings",
         )
     arguments, left_out = metadata_arguments(metadata)
-    return _translate(SettingsSource.LORA, arguments, left_out, complete=False, folder=path.parent)
+    return _translate(SettingsSource.LORA, arguments, left_out, complete=False, folder=folder)
 
 
 def _translate(
@@ -157,9 +160,10 @@ def _translate(
     left_out: list[LeftOut],
     *,
     complete: bool,
-    folder: Path,
+    folder: Path | None,
     config: DatasetConfig | None = None,
 ) -> ImportedSettings:
+    """Return the arguments as settings. Paths are relative to `folder`; without one, no path is looked at."""
     if name := arguments.pop("dataset_config", None):
         config = _read_dataset_config(str(name), folder, left_out)
     if config is not None:
@@ -171,10 +175,10 @@ def _translate(
     found = Translation(arguments, complete=complete)
     left_out += found.left_out
     for name in PATHS & found.job.keys():
-        given = Path(str(found.job[name])).expanduser()
-        existing = next((path for path in (folder / given, given) if path.exists()), None)
+        existing = next((path for path in _places(str(found.job[name]), folder) if path.exists()), None)
         if existing is None:
-            left_out.append(LeftOut(name, found.job.pop(name), "It is not on this computer: give it again."))
+            why = "It is not on this computer: give it again." if folder else NOT_LOOKED_AT
+            left_out.append(LeftOut(name, found.job.pop(name), why))
         else:
             found.job[name] = str(existing)
     if config is not None and config.subsets:
@@ -183,10 +187,15 @@ def _translate(
     return ImportedSettings(source=source, recipe=found.recipe, job=found.job, left_out=left_out)
 
 
-def _read_dataset_config(name: str, folder: Path, left_out: list[LeftOut]) -> DatasetConfig | None:
-    """Read the dataset_config that a file with settings names; if it is missing, list it and return None."""
+def _places(name: str, folder: Path | None) -> list[Path]:
+    """Return where a path in a file with settings may be: beside the file, or as it is; nowhere without `folder`."""
     given = Path(name).expanduser()
-    path = next((path for path in (folder / given, given) if path.is_file()), None)
+    return [folder / given, given] if folder else []
+
+
+def _read_dataset_config(name: str, folder: Path | None, left_out: list[LeftOut]) -> DatasetConfig | None:
+    """Read the dataset_config that a file with settings names; if it is missing, list it and return None."""
+    path = next((path for path in _places(name, folder) if path.is_file()), None)
     if path is None:
         left_out.append(LeftOut("dataset_config", name, "It is not on this computer: import it too."))
         return None
@@ -195,9 +204,9 @@ def _read_dataset_config(name: str, folder: Path, left_out: list[LeftOut]) -> Da
     return config
 
 
-def _prompt_lines(folder: Path, name: str) -> list[str] | None:
+def _prompt_lines(folder: Path | None, name: str) -> list[str] | None:
     """Return the lines of a text file of sample prompts, beside the settings or at its path; None if it is missing."""
-    for path in (folder / name, Path(name).expanduser()):
+    for path in _places(name, folder):
         if path.suffix.lower() == ".txt" and path.is_file():
             limit = next(item.max_length for item in Recipe.model_fields["sample_prompts"].metadata)
             lines = [line.strip() for line in _read_text(path).splitlines()]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 
-def start_detached(command: Sequence[str], log: BinaryIO, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, with `folder` as its working directory; its output goes to `log`."""
+def start_detached(
+    command: Sequence[str], log: BinaryIO, folder: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, with `folder` as its working directory; its output goes to `log`.
+
+    `environment` is all that it gets, see `worker_environment`.
+    """
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -17,4 +22,5 @@ def start_detached(command: Sequence[str], log: BinaryIO, folder: Path) -> subpr
         stderr=subprocess.STDOUT,
         start_new_session=True,
         cwd=folder,
+        env=dict(environment),
     )

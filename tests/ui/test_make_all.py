@@ -27,7 +27,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Collect the commands of the processes that would be started; none is started."""
     found: list[list[str]] = []
 
-    def start(command: list[str], log: Any, folder: Path) -> Any:
+    def start(command: list[str], log: Any, folder: Path, environment: dict[str, str]) -> Any:
         found.append(command)
         return type("Process", (), {"pid": 1, "wait": lambda self: 0})()
 

@@ -44,7 +44,7 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         def wait(self) -> int:
             return 0
 
-    def start(command: list[str], log: Any, folder: Path) -> Process:
+    def start(command: list[str], log: Any, folder: Path, environment: dict[str, str]) -> Process:
         commands.append(command)
         return Process()
 

@@ -16,6 +16,7 @@ import psutil
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.lora.tools.reports import Naming
 from lora_studio.worker import MAIN_FILE
+from lora_studio.workspace.job_environment import HUB_SECRETS, worker_environment
 from lora_studio.workspace.job_folder import slugify
 from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home, Project
@@ -130,7 +131,9 @@ def start_recorded(file: Path, tool: Tool, arguments: dict[str, Any], command: S
     with disk_errors(file):
         run.save(file)
         with file.with_suffix(".log").open("wb") as log:
-            process = start_detached([sys.executable, str(MAIN_FILE), *command, str(file.resolve())], log, file.parent)
+            environment = worker_environment(HUB_SECRETS if tool is Tool.UPLOAD else ())
+            full = [sys.executable, str(MAIN_FILE), *command, str(file.resolve())]
+            process = start_detached(full, log, file.parent, environment)
     threading.Thread(target=_reap, args=(process, file, run.id), daemon=True, name=f"reap {process.pid}").start()
     return run
 

@@ -21,6 +21,7 @@ from lora_studio.workflow.record import (
     job_path,
     read_record,
 )
+from lora_studio.workspace.job_environment import HUB_SECRETS, TRACKER_SECRETS, worker_environment
 from lora_studio.workspace.job_folder import JobFolder, JobStatus
 from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home, Project
@@ -51,7 +52,9 @@ def start_making(project: Project, home: Home, *, confirmed: bool, again: bool =
     with disk_errors(project.path):
         record.save(project)
         with (project.path / MAKE_FILE).with_suffix(".log").open("wb") as log:
-            process = start_detached([*command, *(["--yes"] if confirmed else [])], log, project.path)
+            needed = HUB_SECRETS.union(*TRACKER_SECRETS.values())
+            environment = worker_environment(needed)
+            process = start_detached([*command, *(["--yes"] if confirmed else [])], log, project.path, environment)
     threading.Thread(target=_reap, args=(process, project, stage), daemon=True, name=f"reap {process.pid}").start()
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lora_studio.dataset.tagging.catalogue import CATALOGUE
 from lora_studio.errors import InputError
 from lora_studio.hub import is_repo_name
 from lora_studio.models.catalogue import find_base
-from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TrainJob
+from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.workspace.project import Home
 
 REMEDY = "Paths of this computer can be used only when the studio is not shared."
@@ -39,12 +40,22 @@ def check_shared_job(job: AnyJob, home: Home) -> None:
             models = [job.base, job.vae or ""]
         case SweepJob():
             models = job.bases
+            _check_repo("feature_model", job.feature_model)
         case DownloadJob():
             models = [job.base]
-        case _:
+        case TagJob():
             models = []
+            for tagger in (job.tagger, *job.also):
+                if tagger not in CATALOGUE:
+                    _check_repo("tagger", tagger)
     for model in models:
         check_shared_model(model, home)
+
+
+def _check_repo(name: str, value: str) -> None:
+    """Raise InputError unless a model is empty or a repository on the Hub."""
+    if value and (not is_repo_name(value) or Path(value).exists()):
+        raise InputError(f"{name} is {value!r}, expected a Hub repository.", REMEDY, code="local_path")
 
 
 def _paths(value: Any) -> Iterator[Path]:

@@ -400,7 +400,8 @@ class TrainTab:
 
     def _imported(self, form: TrainForm, file: Path) -> TrainState:
         """Set imported settings in the form, and save them and the subsets."""
-        imported = ProjectImport.of(import_settings(file), form.project)
+        settings = import_settings(file, with_files=self.studio.mode is Mode.LOCAL)
+        imported = ProjectImport.of(settings, form.project)
         weights = imported.network_weights
         if weights is not None:
             files = replace(form.other.files, network_weights=weights)

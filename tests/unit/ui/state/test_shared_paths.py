@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from lora_studio.errors import InputError
-from lora_studio.settings.job_specs import SweepJob, TrainJob
+from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob
 from lora_studio.settings.subsets import Subset
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import Jobs
 from lora_studio.ui.state.shared_paths import check_shared_job, check_shared_model
+from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.project import Home
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import BASE, LORA, make_project
@@ -63,6 +64,45 @@ def test_a_job_that_reads_something_else_is_not_started(home: Home, outside: dic
         Jobs(home, local=False).enqueue(project.path / "runs" / "001-x", job)
     assert caught.value.code == "local_path"
     assert not (project.path / "runs").exists()
+
+
+def test_taggers_and_feature_models_are_not_folders(home: Home) -> None:
+    project = make_project(home)
+    for tagger in ("wd14", "demo", "SmilingWolf/wd-vit-tagger-v3"):
+        check_shared_job(TagJob(dataset=project.dataset_dir, tagger=tagger), home)
+    for job in (
+        TagJob(dataset=project.dataset_dir, tagger="/etc"),
+        TagJob(dataset=project.dataset_dir, tagger="wd14", also=["~/tagger"]),
+        SweepJob(bases=[BASE], prompts=["x"], feature_model="/etc"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_shared_job(job, home)
+        assert caught.value.code == "local_path"
+
+
+def test_imported_settings_open_no_file_that_they_name(home: Home, tmp_path: Path) -> None:
+    make_project(home)
+    secret = tmp_path / "secret.txt"
+    secret.write_text("not for the browser", "utf-8")
+    (tmp_path / "data.toml").write_text("shuffle_caption = 'not for the browser'", "utf-8")
+    settings = tmp_path / "kohya.toml"
+    settings.write_text(
+        f"unet_lr = 3e-4\nsample_prompts = '{secret}'\ndataset_config = '{tmp_path / 'data.toml'}'\n"
+        f"network_weights = '{LORA}'\nreg_data_dir = '{tmp_path}'\n",
+        "utf-8",
+    )
+    shared = Interface(home, Mode.SHARED)
+    shared.open_project("ink")
+    shown = shared.call(TrainTab.import_upload, train_import=str(settings))
+    assert "not for the browser" not in str(shown)
+    assert home.project("ink").info().recipe["unet_lr"] == 3e-4
+    assert not shared.contents_of("train_network_weights")
+    shared.blocks.close(verbose=False)
+    local = Interface(home)
+    local.open_project("ink")
+    shown = local.call(TrainTab.import_upload, train_import=str(settings))
+    assert error_code(shown["train_notice"]) == "no_subsets", "a local studio reads the dataset_config"
+    local.blocks.close(verbose=False)
 
 
 def test_a_link_out_of_the_home_is_followed(home: Home) -> None:
