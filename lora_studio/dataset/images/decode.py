@@ -8,17 +8,19 @@ transparency composited on white, the first frame of an animation, 16 bits per c
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
+from lora_studio.dataset.images.convert import is_transparent, to_rgb
+from lora_studio.dataset.images.decode_pool import POOL, DecodeFailed, OverLimit
 from lora_studio.errors import InputError
 from lora_studio.files import write_atomic
 from lora_studio.workspace.project import SET_FOLDER
@@ -39,6 +41,10 @@ IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for su
 MASK_ENDING = "-masklabel"  # end of the stem of a mask file, as in OneTrainer
 
 MAX_PIXELS = 100_000_000
+MAX_PIXELS_HERE = 32_000_000  # of an image that is decoded in this process
+COSTLY_FORMATS = frozenset(("TIFF", "AVIF", "HEIF"))  # whose decoders take any memory and time that a file asks for
+JPEG_SCAN = b"\xff\xda"  # marker (ITU-T T.81) that begins a scan, and that compressed data cannot contain
+MAX_SCANS = 50  # of a JPEG that is decoded in this process; a progressive one has about 10
 MIN_SIDE = 512  # px; the guide's lower bound
 MAX_ASPECT = 2.0  # longer side / shorter side
 
@@ -157,18 +163,65 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode(path: Path, *, min_side: int | None = None, with_alpha: bool = False) -> DecodedImage:
-    """Decode an image file.
+    """Decode an image file; one that could take much memory or time in a process with limits, see `decode_pool`.
 
-    With `min_side`, a JPEG is decoded at a reduced size with sides of at least that many pixels, which is several times
-    faster; the whole file is still read, so that truncation is detected. With `with_alpha`, the alpha channel is
-    returned separately, instead of compositing the image on white. Raises InputError if the file cannot be decoded.
+    With `min_side`, a JPEG and an image that is decoded in another process are reduced, to sides of at least that many
+    pixels, which is several times faster; the whole file is still read, so that truncation is detected. With
+    `with_alpha`, the alpha channel is returned separately, instead of compositing the image on white. Raises InputError
+    if the file cannot be decoded, or not within the limits.
     """
     try:
-        # Pillow's other formats are never tried: some of them run programs or read other files.
-        with Image.open(path, formats=pillow_formats()) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _unreadable(path, f"it has {image.width} x {image.height} px, above the limit of {MAX_PIXELS:,}")
-            return _decode(image, min_side, with_alpha)
+        with _reading(path), _opened(path) as image:
+            if not _is_costly(path, image):
+                return _decode(image, min_side, with_alpha)
+    except MemoryError as error:
+        raise _unreadable(path, "there is not enough memory") from error
+    return _decode_in_pool(path, min_side, with_alpha)
+
+
+def decode_here(path: Path, *, min_side: int | None = None, with_alpha: bool = False) -> DecodedImage:
+    """Decode an image file as `decode` does, but always here, and reduce all formats; raises MemoryError too."""
+    with _reading(path), _opened(path) as image:
+        decoded = _decode(image, min_side, with_alpha)
+    factor = min(decoded.image.size) // min_side if min_side else 1
+    return replace(decoded, image=decoded.image.reduce(factor)) if factor > 1 else decoded
+
+
+def _decode_in_pool(path: Path, min_side: int | None, with_alpha: bool) -> DecodedImage:
+    """Return what `decode_here` returns in a process with limits."""
+    try:
+        fields, pixels, alpha = POOL.decode(path.absolute(), {"min_side": min_side, "with_alpha": with_alpha})
+    except DecodeFailed as error:
+        raise InputError(error.message, error.remedy, code=error.code) from error
+    except OverLimit as error:
+        raise _unreadable(path, str(error)) from error
+    size = tuple(fields.pop("image_size"))
+    fields |= {"size": tuple(fields["size"]), "quantization": tuple(fields["quantization"])}
+    layer = Image.frombytes("L", size, alpha) if alpha else None
+    return DecodedImage(image=Image.frombytes("RGB", size, pixels), alpha=layer, **fields)
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open an image file and check its size. Pillow's other formats are never tried: some run programs."""
+    image = Image.open(path, formats=pillow_formats())
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise _unreadable(path, f"it has {image.width} x {image.height} px, above the limit of {MAX_PIXELS:,}")
+    return image
+
+
+def _is_costly(path: Path, image: Image.Image) -> bool:
+    """Return whether an opened image could take much memory or time, by its size, format and number of scans."""
+    if image.width * image.height > MAX_PIXELS_HERE or image.format in COSTLY_FORMATS:
+        return True
+    return image.format in ("JPEG", "MPO") and path.read_bytes().count(JPEG_SCAN) > MAX_SCANS
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise InputError for what Pillow raises on an image file."""
+    try:
+        yield
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -181,6 +234,8 @@ def decode(path: Path, *, min_side: int | None = None, with_alpha: bool = False)
                 code="heif",
             ) from error
         raise _unreadable(path, f"it is not a {', '.join(pillow_formats())} image") from error
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error on broken data
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _unreadable(path, reason or type(error).__name__) from error
@@ -233,13 +288,13 @@ def _decode(image: Image.Image, min_side: int | None, with_alpha: bool) -> Decod
         image.draft("RGB", _draft_size(full, min_side))
     image.load()
     transpose = EXIF_TRANSPOSES.get(_orientation(image))
-    transparent = _is_transparent(image)
+    transparent = is_transparent(image)
     alpha = None
     if transparent and with_alpha and not image.mode.startswith(("I", "F")):
         rgba = image.convert("RGBA")
         rgb, alpha = rgba.convert("RGB"), rgba.getchannel("A")
     else:
-        rgb = _to_rgb(image, transparent)
+        rgb = to_rgb(image, transparent)
     if transpose is not None:
         rgb = rgb.transpose(transpose)
         alpha = alpha.transpose(transpose) if alpha is not None else None
@@ -266,44 +321,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # broken EXIF raises any kind of exception, and the image is usable without it
         return 1
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    if not image.has_transparency_data:
-        return False
-    lowest = image.convert("RGBA").getchannel("A").getextrema()[0]
-    return isinstance(lowest, int | float) and lowest < 255
-
-
-def _to_rgb(image: Image.Image, transparent: bool) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
-    if transparent:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    elif image.info.get("icc_profile") and image.mode in ("RGB", "CMYK"):
-        return _to_srgb(image, image.info["icc_profile"])
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale greyscale of 16 or 32 bits or floating point to 0..255; Pillow's own conversion clips instead."""
-    values = np.asarray(image, dtype=np.float64)
-    top = float(np.max(values, initial=0.0))
-    white = (1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0) if image.mode == "F" else 65535.0
-    return Image.fromarray(np.clip(np.nan_to_num(values) * (255.0 / white) + 0.5, 0, 255).astype(np.uint8))
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert to sRGB by the embedded colour profile, as image viewers do; a broken profile is ignored."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image.convert("RGB")
-    return converted if converted is not None else image.convert("RGB")
 
 
 def _issues(path: Path, decoded: DecodedImage) -> list[Issue]:
