@@ -18,7 +18,6 @@ from tests.support.kohya_lora import make_lora, save_lora
 
 pytestmark = pytest.mark.slow
 
-OPENINGS, OPENING_MS = 3, 6_000
 WORKER_MS = 240_000
 SCREENSHOTS = os.environ.get("LORA_STUDIO_SCREENSHOTS")
 CELLS = 2 * 2 * 3  # prompts, seeds, strengths
@@ -135,10 +134,9 @@ def look(page: Any, name: str) -> None:
     page.locator("#test-grid").scroll_into_view_if_needed()
     screenshot(page, f"grid-{name}")
     box = page.get_by_role("dialog")
-    for _ in range(OPENINGS):  # what the tab shows when it is opened closes an image that was opened before
-        if not box.is_visible():
-            page.locator("#test-grid button.pick img").nth(2).dispatch_event("click")
-            page.wait_for_timeout(OPENING_MS)
+    page.locator("#test-grid button.pick img").nth(2).dispatch_event("click")
     box.wait_for()
+    page.locator("#loading-bar .pending").wait_for(state="detached")
+    assert box.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     screenshot(page, f"lightbox-{name}")

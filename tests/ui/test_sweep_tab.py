@@ -23,6 +23,7 @@ from tests.support.charts import charts_in, points_of
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import BASE, LORA, PROMPTS, make_project, make_run, make_sweep, running_status
 
+SETTLED_MS = 1_000  # after which an answer that was on its way has come
 Started = list[tuple[JobFolder, bool]]
 
 
@@ -255,6 +256,55 @@ def test_keys_step_through_the_enlarged_images(open_page: Callable[..., Any], ru
     page.keyboard.press("Escape")
     page.locator("#test-large .lightbox").wait_for(state="detached")
     assert page.evaluate("document.activeElement.dataset.pick") == "base1-lora1-0.7-prompt01.png"
+
+
+@pytest.mark.slow
+def test_an_image_that_is_clicked_while_the_tab_opens_stays_open(open_page: Callable[..., Any], running: Any) -> None:
+    project = make_project(running.home, "a grid to open")
+    make_sweep(project, [make_run(project).path / "ink.safetensors"])
+    page = open_page()
+    page.locator("#project input").click()
+    page.get_by_role("option", name="a grid to open", exact=True).click()
+    for name in ("4 · Test", "1 · Plan"):
+        page.get_by_role("tab", name=name).click()
+        page.locator("#loading-bar .pending").wait_for(state="attached")
+        page.locator("#loading-bar .pending").wait_for(state="detached")
+    page.evaluate(
+        """() => {
+            [...document.querySelectorAll('[role="tab"]')].find((tab) => tab.textContent.includes('Test')).click();
+            document.querySelector('#test-grid [data-pick^="base1"]').click();
+        }"""
+    )
+    page.get_by_role("dialog").wait_for()
+    page.locator("#loading-bar .pending").wait_for(state="detached")
+    page.wait_for_timeout(SETTLED_MS)
+    assert page.get_by_role("dialog").is_visible()
+
+
+def test_opening_the_tab_keeps_what_is_open_and_a_tick_opens_and_closes_nothing(
+    project: Project, interface: Interface
+) -> None:
+    folder = make_sweep(
+        project, [project.runs()[0].path / "ink.safetensors"], drawn=5, seeds=[1, 2], **running_status()
+    )
+    interface.open_project("ink")
+    interface.call(SweepTab.pick_in_grid, pick="rows:seed")
+    name, other = (path.name for path in sorted((folder.path / "cells").iterdir())[:2])
+    interface.call(SweepTab.select_cell, pick=f"pin:{other}")
+    interface.call(SweepTab.select_cell, pick=name)
+    shown = interface.call(SweepTab.tab_selected)
+    assert f'data-cell="{name}"' in shown["test_large"]
+    assert 'class="over"' in shown["test_large"]
+    assert 'data-pick="page:prompt:1"' in shown["test_grid"]
+    folder.update_status(done=4)
+    assert f'data-cell="{name}"' in interface.call(SweepTab.tick)["test_large"]
+    interface.call(SweepTab.select_cell, pick="close")
+    folder.update_status(done=5)
+    shown = interface.call(SweepTab.tick)
+    assert "test_grid" in shown
+    assert "test_large" not in shown
+    make_sweep(project, [project.runs()[0].path / "ink.safetensors"], **running_status())
+    assert interface.call(SweepTab.tab_selected)["test_large"] == ""
 
 
 def test_a_tick_updates_nothing_without_changes(project: Project, interface: Interface) -> None:

@@ -108,16 +108,27 @@ class SweepRenderer:
             panels.title: view.title(sweep),
             panels.tiles: view.sweep_tiles(sweep),
             results.state: view.state_cards(sweep),
-            results.large: lightbox(sweep, home, arrangement, shown, state.pinned, self._cell_copy(sweep, shown)),
             results.grid: grid.grid(sweep, home, arrangement, shown),
             results.download: self._download(sweep),
             results.measures: _measures(sweep, home),
             results.log_fold: gr.Accordion(visible=has_failed, open=has_failed),
             results.log: log(sweep.folder.log_tail(LOG_LINES)) if has_failed else "",
-            self.layout.held.cell: shown,
-            self.layout.held.pinned: state.pinned,
-            self.layout.held.arrangement: state.arrangement,
+            **self._opened(sweep, state, shown),
         }
+
+    def _opened(self, sweep: SweepView, state: SweepState, cell: str) -> Updates:
+        """Show what the user opened: the enlarged image, what it is compared with, and the arrangement of the grid.
+
+        A tick, whose answer may come after that to a click, opens and closes nothing.
+        """
+        results, held = self.layout.results, self.layout.held
+        arrangement = state.arrangement or sweep.plan.arrangement
+        copy = self._cell_copy(sweep, cell)
+        large = lightbox(sweep, self.studio.home, arrangement, cell, state.pinned, copy)
+        if state.is_tick:
+            return {results.large: large} if cell else {}
+        opened = {held.cell: cell, held.pinned: state.pinned, held.arrangement: state.arrangement}
+        return {results.large: large, **opened}
 
     def _cell_copy(self, sweep: SweepView, name: str) -> str:
         """Return the path of a copy of a cell's file that the browser may download; empty for no cell."""

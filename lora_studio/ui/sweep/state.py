@@ -100,7 +100,8 @@ class SweepState:
     """What the tab shall show.
 
     `sweep`, `cell`, `pinned` and `arrangement` are as in `SweepPage`. `form` is the form's new content, None leaves it
-    to the user; `wrong` are fields in which errors are marked. `is_job_started` starts the polling of jobs.
+    to the user; `wrong` are fields in which errors are marked. `is_job_started` starts the polling of jobs. `is_tick`
+    leaves to the user what a click may change meanwhile.
     """
 
     project: Project
@@ -113,6 +114,7 @@ class SweepState:
     error: StudioError | None = None
     is_job_started: bool = False
     is_path_imported: bool = False
+    is_tick: bool = False
 
 
 def default_sweep(project: Project) -> str:

@@ -41,6 +41,9 @@ from lora_studio.ui.widgets.html import error_card, hint
 from lora_studio.workspace.cell_stars import toggle_star
 from lora_studio.workspace.project import Project
 
+IN_ORDER = "test"
+"""The concurrency id of the tab's events: what one opens, such as an image, the next one must not close."""
+
 
 def build(studio: Studio, tab: gr.Tab) -> Page:
     """Build the tab and register its events."""
@@ -67,9 +70,8 @@ class SweepTab:
         live = [*layout.panels, *layout.buttons, *layout.results, *layout.held, studio.timer]
         lists = [layout.tools.lora, layout.tools.others, layout.release.lora]
         outputs = [*live, *layout.settings, *layout.form.outputs, layout.lora_import.path, *lists]
-        events = TabEvents(
-            inputs, outputs, self.read, self.render, self.show_error, layout.panels.notice, studio.with_progress
-        )
+        rest = (self.show_error, layout.panels.notice, studio.with_progress)
+        events = TabEvents(inputs, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
         self._wire_actions(events, tab)
         self._wire_results(events, live)
         gr.on(
@@ -144,14 +146,18 @@ class SweepTab:
         return {self.layout.panels.notice: "", **folds, **shown, **lists}
 
     def tab_selected(self, page: SweepPage) -> SweepState:
-        """Update the tab when it is opened. The form keeps its content, unless Train showed another run since."""
+        """Update the tab when it is opened. What the user opened stays open.
+
+        The form keeps its content, unless Train showed another run since.
+        """
         target = likely_target(page.project, page.run)
         is_filled = page.filled_for == form_key(page.project, target)
         form = SweepForm(page.loras) if is_filled else SweepForm.of_target(page.project, target)
         known = {folder.name: folder for folder in page.project.sweeps()}
         is_other_active = any(folder.status().state.is_active for folder in known.values() if folder.name != page.sweep)
-        sweep = default_sweep(page.project) if is_other_active or page.sweep not in known else page.sweep
-        return SweepState(page.project, sweep, form=form)
+        if is_other_active or page.sweep not in known:
+            return SweepState(page.project, default_sweep(page.project), form=form)
+        return replace(page.shown, form=form)
 
     def start_sweep(self, page: SweepPage) -> SweepState:
         """Write the job and start its worker process. Wrong fields are marked, LoRAs that are gone are deselected."""
@@ -256,7 +262,7 @@ class SweepTab:
         """Show what changed; called by the timer while a job is active."""
         if page_signature(page.project, page.sweep) == page.signature:
             return None
-        return page.shown
+        return replace(page.shown, is_tick=True)
 
     def _job(self, page: SweepPage) -> SweepJob:
         """Return the job that the form describes; raises InputError or ConfigError."""
