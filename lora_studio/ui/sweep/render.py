@@ -127,7 +127,7 @@ class SweepRenderer:
         large = lightbox(sweep, self.studio.home, arrangement, cell, state.pinned, copy)
         if state.is_tick:
             return {results.large: large} if cell else {}
-        opened = {held.cell: cell, held.pinned: state.pinned, held.arrangement: state.arrangement}
+        opened: Updates = {held.cell: cell, held.pinned: state.pinned, held.arrangement: state.arrangement}
         return {results.large: large, **opened}
 
     def _cell_copy(self, sweep: SweepView, name: str) -> str:
