@@ -73,6 +73,13 @@ class PictureMeasures(BaseModel):
     images: int = 0
     rows: list[StrengthPictures] = []
 
+    def by_lora(self) -> dict[tuple[str, str], list[StrengthPictures]]:
+        """Return the rows by LoRA and base."""
+        found: dict[tuple[str, str], list[StrengthPictures]] = {}
+        for row in self.rows:
+            found.setdefault((row.lora, row.base), []).append(row)
+        return found
+
 
 def measure_pictures(
     plan: SweepPlan,

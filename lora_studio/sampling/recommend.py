@@ -1,9 +1,10 @@
-"""The strength to use and the verdict on a LoRA, from a sweep's measures of one base and LoRA over the strengths."""
+"""The strength to use, the checkpoint to use, and the verdict on a LoRA, from the measures of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,9 +21,11 @@ from lora_studio.planning.verdict_limits import (
     WASHED_OUT_CONTRAST,
 )
 from lora_studio.planning.verdicts import Verdict
-from lora_studio.sampling.picture_measures import StrengthPictures
+from lora_studio.sampling.cells import SweepPlan
+from lora_studio.sampling.picture_measures import PictureMeasures, StrengthPictures
 
 USUAL = 1.0  # strength that a LoRA is meant for
+CHECKPOINTS = "checkpoints"  # folder of a run
 
 
 class StrengthAdvice(BaseModel):
@@ -36,6 +39,22 @@ class StrengthAdvice(BaseModel):
     reason: str
 
 
+class CheckpointAdvice(BaseModel):
+    """The recommended checkpoint of a run, None if the images do not show it, by its label in the sweep.
+
+    `equal` are those that are as good within the error, the earliest first, `strength` that of the compared images.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str = ""
+    base: str = ""
+    lora: str | None = None
+    equal: list[str] = []
+    strength: float
+    reason: str
+
+
 def recommend_strength(rows: Sequence[StrengthPictures], features: str) -> StrengthAdvice:
     """Return the lowest strength whose effect is within one standard error of the best one, without copies or collapse.
 
@@ -45,29 +64,64 @@ def recommend_strength(rows: Sequence[StrengthPictures], features: str) -> Stren
     prompt and seed, nothing is recommended.
     """
     known = sorted((row for row in rows if row.strength > 0), key=lambda row: row.strength)
-    damaged = [row.strength for row in known if is_copying(row, features) or has_collapsed(row)]
-    effects = [_Effect(row.strength, *measured) for row in known if (measured := _effect(row)) is not None]
-    effects = [effect for effect in effects if effect.strength not in damaged]
-    if not effects:
-        why = (
-            "every strength copies a training image or draws the same picture"
-            if damaged and known
-            else ("neither closeness nor trigger response was measured")
-        )
-        return StrengthAdvice(reason=f"No strength is recommended: {why}.")
-    best = max(effects, key=lambda effect: effect.value)
-    if best.error is None:
-        return StrengthAdvice(
-            reason="No strength is recommended: with one prompt and one seed the difference may be chance. Add seeds."
-        )
-    equal = [effect.strength for effect in effects if effect.value >= best.value - best.error]
-    reason = (
-        f"The lowest strength whose effect is within the error of the best one, {best.value:.2f} \N{PLUS-MINUS SIGN} "
-        f"{best.error:.2f} at {best.strength:g}."
-    )
-    if damaged:
-        reason += f" Left out, for copies or equal pictures: {', '.join(f'{strength:g}' for strength in damaged)}."
-    return StrengthAdvice(strength=equal[0], low=equal[0], high=equal[-1], reason=reason)
+    choice = _first_within_error([(f"{row.strength:g}", row) for row in known], features)
+    if isinstance(choice, str):
+        return StrengthAdvice(reason=f"No strength is recommended: {choice}.")
+    strengths = [row.strength for row in choice.equal]
+    reason = f"The lowest strength whose effect is within the error of the best one, {choice.reason}"
+    return StrengthAdvice(strength=strengths[0], low=strengths[0], high=strengths[-1], reason=reason)
+
+
+def recommend_checkpoint(rows: Mapping[str, StrengthPictures], features: str) -> CheckpointAdvice:
+    """Return the earliest checkpoint whose effect is within one standard error of the best one's.
+
+    `rows` are the measures of one strength by checkpoint, in the order of training. Effect and exclusions are those of
+    `recommend_strength`: fewer steps, too, are the simpler choice.
+    """
+    choice = _first_within_error(list(rows.items()), features)
+    strength = next(iter(rows.values())).strength if rows else 0.0
+    if isinstance(choice, str):
+        return CheckpointAdvice(strength=strength, reason=f"No checkpoint is recommended: {choice}.")
+    reason = f"The earliest checkpoint whose effect at strength {strength:g} is within the error of the best one, "
+    equal = [name for name, row in rows.items() if row in choice.equal]
+    return CheckpointAdvice(lora=equal[0], equal=equal, strength=strength, reason=reason + choice.reason)
+
+
+def recommend_checkpoints(measures: PictureMeasures, plan: SweepPlan) -> list[CheckpointAdvice]:
+    """Return the recommended checkpoint of each run with several of them in a sweep, for each base.
+
+    They are compared at the strength nearest to 1 that was drawn with all of them. Files of a run are those of one
+    folder, or of its folder of checkpoints, that name different steps in their metadata.
+    """
+    runs: dict[Path, dict[int, str]] = {}
+    for lora, label in zip(plan.loras, plan.lora_labels, strict=True):
+        steps = lora.metadata.get("ss_steps", "")
+        folder = lora.path.parent
+        run = folder.parent if folder.name == CHECKPOINTS else folder
+        if steps.isdecimal():
+            runs.setdefault(run, {}).setdefault(int(steps), label)
+    found = []
+    for run, labels in runs.items():
+        for base in dict.fromkeys(row.base for row in measures.rows):
+            own = {label: _by_strength(measures.rows, label, base) for _, label in sorted(labels.items())}
+            shared = set.intersection(*(set(by_strength) for by_strength in own.values()))
+            if len(own) > 1 and shared:
+                strength = min(shared, key=lambda strength: (abs(strength - USUAL), strength))
+                rows = {label: by_strength[strength] for label, by_strength in own.items()}
+                advice = recommend_checkpoint(rows, measures.features)
+                found.append(advice.model_copy(update={"run": run.name, "base": base}))
+    return found
+
+
+def recommendations(measures: PictureMeasures, plan: SweepPlan) -> dict[str, list[dict[str, Any]]]:
+    """Return the recommended strength of each LoRA and base, and the recommended checkpoints, as values of JSON."""
+    strengths = [
+        {"lora": lora, "base": base, **recommend_strength(rows, measures.features).model_dump(mode="json")}
+        for (lora, base), rows in measures.by_lora().items()
+        if lora
+    ]
+    checkpoints = [advice.model_dump(mode="json") for advice in recommend_checkpoints(measures, plan)]
+    return {"strengths": strengths, "checkpoints": checkpoints}
 
 
 def judge_lora(rows: Sequence[StrengthPictures], features: str) -> Verdict:
@@ -126,10 +180,35 @@ def has_collapsed(row: StrengthPictures) -> bool:
     return variety is not None and variety[1] is not None and _upper(variety) < MIN_KEPT_VARIETY
 
 
-class _Effect(NamedTuple):
-    strength: float
-    value: float
-    error: float | None
+class _Choice(NamedTuple):
+    """The rows whose effect is within the error of the best one, in their order, and the figures that show it."""
+
+    equal: list[StrengthPictures]
+    reason: str
+
+
+def _first_within_error(rows: Sequence[tuple[str, StrengthPictures]], features: str) -> _Choice | str:
+    """Choose among rows with their names, the simplest first; return why not, if they do not allow it."""
+    damaged = [name for name, row in rows if is_copying(row, features) or has_collapsed(row)]
+    effects = [
+        (name, row, *measured) for name, row in rows if name not in damaged and (measured := _effect(row)) is not None
+    ]
+    if not effects:
+        if damaged and rows:
+            return "all copy a training image or draw the same picture"
+        return "neither closeness nor trigger response was measured"
+    best_name, _, best, error = max(effects, key=lambda effect: effect[2])
+    if error is None:
+        return "with one prompt and one seed the difference may be chance, so add seeds"
+    equal = [row for _, row, value, _ in effects if value >= best - error]
+    reason = f"{best:.2f} \N{PLUS-MINUS SIGN} {error:.2f} at {best_name}."
+    if damaged:
+        reason += f" Left out, for copies or equal pictures: {', '.join(damaged)}."
+    return _Choice(equal, reason)
+
+
+def _by_strength(rows: Sequence[StrengthPictures], lora: str, base: str) -> dict[float, StrengthPictures]:
+    return {row.strength: row for row in rows if row.strength > 0 and (row.lora, row.base) == (lora, base)}
 
 
 def _effect(row: StrengthPictures) -> Measured | None:

@@ -35,6 +35,7 @@ from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures, measure
 from lora_studio.sampling.picture_measures import measure_pictures
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
+from lora_studio.sampling.recommend import recommendations
 from lora_studio.sampling.reuse import CellCache, CellTexts, content_key
 from lora_studio.settings.choices import SweepAxis
 from lora_studio.settings.job_specs import SweepJob
@@ -358,7 +359,7 @@ def _picture_measures(state: _SweepState, home: Home) -> dict[str, Any] | None:
             found = measure_pictures(
                 state.plan, paths, state.folder.path, home, report=state.report, should_stop=state.should_stop
             )
-            return found.model_dump(mode="json")
+            return found.model_dump(mode="json") | {"recommended": recommendations(found, state.plan)}
     except StopRequested:
         return None
     except StudioError as error:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.ui.server import Mode
@@ -525,3 +526,21 @@ def test_measures_by_features_are_curves_with_a_sentence_and_show_what_is_copied
     assert "&lt;b&gt;.png: 10% as far as usual" in shown
     assert "It copies a training image" in shown
     assert "Leakage: strength 0, and prompts with and without {trigger}" in shown
+
+
+def test_the_recommended_checkpoint_is_named_with_those_that_are_as_good(
+    project: Project, interface: Interface
+) -> None:
+    checkpoints = sorted((project.runs()[0].path / "checkpoints").iterdir())
+    for number, path in enumerate(checkpoints, 1):
+        save_file(load_file(path), path, {"ss_steps": str(4 * number)})
+    folder = make_sweep(project, checkpoints)
+    rows = [
+        {"base": BASE, "lora": path.stem, "strength": 1, "closeness": [0.9, 0.02], "seed_variety": [0.5, 0.03]}
+        for path in reversed(checkpoints)
+    ]
+    pictures = {"features": "wd14", "images": 20, "rows": rows}
+    (folder.path / "measures.json").write_text(json.dumps({"rows": [], "pictures": pictures}), "utf-8")
+    shown = interface.open_project("ink")["test_measures"]
+    assert "Recommended checkpoint of 001-ink: ink-000001" in shown
+    assert "ink-000001 to ink-000002 are as good" in shown

@@ -13,7 +13,12 @@ from lora_studio.measures.thumbnails import NAME as THUMBNAILS
 from lora_studio.planning.verdict_limits import COPY_RATIO, COPY_RATIO_OF_THUMBNAILS
 from lora_studio.sampling.cells import strength_label
 from lora_studio.sampling.picture_measures import PictureMeasures, StrengthPictures
-from lora_studio.sampling.recommend import judge_lora, recommend_strength
+from lora_studio.sampling.recommend import (
+    CheckpointAdvice,
+    judge_lora,
+    recommend_checkpoints,
+    recommend_strength,
+)
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.sweep.curves import measure_charts
 from lora_studio.ui.widgets.html import TableRow, Tone, card, cards, heading, hint, render, table
@@ -90,7 +95,7 @@ def picture_measures(view: SweepView, measures: PictureMeasures, home: Home) -> 
     shown = [name for name in MEASURES if any(getattr(row, name) is not None for row in measures.rows)]
     rows = measures.rows
     return (
-        _verdicts(measures)
+        _verdicts(view, measures)
         + heading("Measures", _compared_by(measures))
         + measure_charts(
             view,
@@ -128,11 +133,12 @@ def figure(measured: Measured, *, percent: bool = False) -> str:
     return text if error is None else f"{text} \N{PLUS-MINUS SIGN} {shown.format(error)}"
 
 
-def _verdicts(measures: PictureMeasures) -> Markup:
-    """Return a card per LoRA and base: the verdict with its evidence and next step, and the recommended strength."""
-    series: dict[tuple[str, str], list[StrengthPictures]] = {}
-    for row in measures.rows:
-        series.setdefault((row.lora, row.base), []).append(row)
+def _verdicts(view: SweepView, measures: PictureMeasures) -> Markup:
+    """Return a card per LoRA and base: the verdict with its evidence and next step, and the recommended strength.
+
+    Then a card per run with several checkpoints: the recommended one.
+    """
+    series = measures.by_lora()
     found = []
     for (lora, base), rows in series.items():
         if not lora:
@@ -147,7 +153,18 @@ def _verdicts(measures: PictureMeasures) -> Markup:
         found.append(card(f"{name}{verdict.title}", evidence, verdict.next_step, TONES[verdict.level]))
     if not found:
         return Markup("")
+    found += [_checkpoint_card(view, advice) for advice in recommend_checkpoints(measures, view.plan)]
     return heading("Verdict", "Its limits are not yet proven on many LoRAs: judge by the grid, too.") + cards(found)
+
+
+def _checkpoint_card(view: SweepView, advice: CheckpointAdvice) -> Markup:
+    """Return the recommended checkpoint of a run, with its reason and those that are as good."""
+    of = f" of {advice.run}" if advice.run else ""
+    on = f" on {advice.base}" if len(view.plan.bases) > 1 else ""
+    if advice.lora is None:
+        return card(f"Checkpoints{of}{on}", advice.reason)
+    equal = f" {advice.equal[0]} to {advice.equal[-1]} are as good." if len(advice.equal) > 1 else ""
+    return card(f"Recommended checkpoint{of}{on}: {advice.lora}", advice.reason + equal, tone=Tone.OK)
 
 
 def _compared_by(measures: PictureMeasures) -> str:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_studio.sampling.picture_measures import StrengthPictures
-from lora_studio.sampling.recommend import judge_lora, recommend_strength
+from lora_studio.lora.header import LoraFile
+from lora_studio.sampling.cells import SweepPlan
+from lora_studio.sampling.picture_measures import PictureMeasures, StrengthPictures
+from lora_studio.sampling.recommend import (
+    judge_lora,
+    recommend_checkpoint,
+    recommend_checkpoints,
+    recommend_strength,
+    recommendations,
+)
+from lora_studio.settings.job_specs import SweepJob
 
 OFF: dict[str, Any] = {"closeness": (0.5, 0.02), "contrast": (0.25, 0.01), "seed_variety": (1.0, 0.0)}
 ON: dict[str, Any] = OFF | {
@@ -84,3 +95,76 @@ def test_verdict_by_the_measures_beyond_their_errors(changes: dict[str, Any], co
 def test_copies_at_an_unusual_strength_are_no_verdict() -> None:
     assert judge_lora([row(0), row(1), row(1.4, nearest_ratio=0.05)], "wd14").code == "good"
     assert judge_lora([row(0)], "wd14").code == "unclear"
+
+
+def epochs(*closeness: float, error: float | None = 0.03) -> dict[str, StrengthPictures]:
+    return {f"ink-{number}": row(1, closeness=(value, error)) for number, value in enumerate(closeness, 1)}
+
+
+def test_takes_the_earliest_checkpoint_within_the_error_of_the_best() -> None:
+    found = recommend_checkpoint(epochs(0.6, 0.88, 0.7, 0.9, 0.89), "wd14")
+    assert (found.lora, found.equal, found.strength) == ("ink-2", ["ink-2", "ink-4", "ink-5"], 1)
+    assert "0.90 \N{PLUS-MINUS SIGN} 0.03 at ink-4" in found.reason
+    assert recommend_checkpoint(epochs(0.6, 0.7, 0.9, error=0.001), "wd14").lora == "ink-3"
+
+
+def test_a_checkpoint_that_copies_or_collapses_is_left_out() -> None:
+    rows = epochs(0.6, 0.7, 0.9, 0.95)
+    rows["ink-4"] = rows["ink-4"].model_copy(update={"nearest_ratio": 0.1})
+    rows["ink-3"] = rows["ink-3"].model_copy(update={"seed_variety": (0.1, 0.02)})
+    found = recommend_checkpoint(rows, "wd14")
+    assert found.lora == "ink-2"
+    assert "ink-3, ink-4" in found.reason
+
+
+def test_one_picture_each_recommends_no_checkpoint() -> None:
+    found = recommend_checkpoint(epochs(0.6, 0.9, error=None), "wd14")
+    assert (found.lora, found.equal) == (None, [])
+    assert "chance" in found.reason
+
+
+def plan_of(*files: tuple[str, str], bases: list[str] | None = None) -> SweepPlan:
+    """Return the plan of a sweep of files with the steps in their metadata."""
+    loras = [LoraFile(Path(path), {"ss_steps": steps} if steps else {}, {}, 0) for path, steps in files]
+    job = {"loras": [lora.path for lora in loras], "bases": bases or ["b"], "prompts": ["x"], "strengths": [0, 0.8, 1]}
+    return SweepPlan(SweepJob.parse(job), loras)
+
+
+def measured(strengths: tuple[float, ...] = (0.0, 0.8, 1.0), base: str = "b", **closeness: float) -> PictureMeasures:
+    rows = [
+        row(strength, base=base, lora=lora, closeness=(value if strength == 1 else 0.5, 0.01))
+        for lora, value in closeness.items()
+        for strength in strengths
+    ]
+    return PictureMeasures(features="wd14", rows=rows)
+
+
+RUN = (("001-ink/ink.safetensors", "300"), ("001-ink/checkpoints/e1.safetensors", "100"))
+
+
+def test_the_checkpoints_of_a_run_are_compared_in_the_order_of_their_steps() -> None:
+    plan = plan_of(*RUN, ("001-ink/checkpoints/e2.safetensors", "200"), ("002-b/b.safetensors", "50"))
+    [found] = recommend_checkpoints(measured(ink=0.9, e1=0.6, e2=0.9, b=0.99), plan)
+    assert (found.run, found.base, found.lora, found.equal) == ("001-ink", "b", "e2", ["e2", "ink"])
+    assert found.strength == 1
+
+
+def test_other_files_are_no_checkpoints_of_a_run() -> None:
+    for files in (RUN[:1], (("a/x.safetensors", ""), ("a/y.safetensors", "")), (("a/x.st", "5"), ("a/y.st", "5"))):
+        names = {Path(path).stem: 0.9 for path, _ in files}
+        assert recommend_checkpoints(measured(**names), plan_of(*files)) == []
+
+
+def test_checkpoints_are_compared_at_a_strength_that_all_have() -> None:
+    plan = plan_of(*RUN)
+    both = [*measured(ink=0.9).rows, *measured((0.0, 0.8), e1=0.9).rows]
+    assert recommend_checkpoints(PictureMeasures(features="wd14", rows=both), plan)[0].strength == 0.8
+    apart = [*measured((1.0,), ink=0.9).rows, *measured((0.0, 0.8), e1=0.9).rows]
+    assert recommend_checkpoints(PictureMeasures(features="wd14", rows=apart), plan) == []
+
+
+def test_recommendations_are_values_of_json() -> None:
+    found = recommendations(measured(ink=0.9, e1=0.6), plan_of(*RUN))
+    assert [(item["lora"], item["strength"]) for item in found["strengths"]] == [("ink", 1.0), ("e1", 1.0)]
+    assert [item["lora"] for item in found["checkpoints"]] == ["ink"]
+    assert json.loads(json.dumps(found)) == found
