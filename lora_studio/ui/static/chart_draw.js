@@ -8,6 +8,7 @@ const MARKS = {
   resume: { name: 'resumed', path: 'M-4 -4L4 0L-4 4Z', edge: 'top', line: true },
   best: { name: 'best', path: 'M0 -6L1.8 -2L6 -1.9L2.8 1L3.9 5.5L0 3L-3.9 5.5L-2.8 1L-6 -1.9L-1.8 -2Z', edge: 'top' },
   current: { name: '', path: '', edge: 'top', line: true },
+  recommended: { name: 'recommended', path: 'M-6 -6H6L0 5Z', edge: 'top' },
 };
 
 const svg = (tag, attributes, parent, text) => {
@@ -106,6 +107,11 @@ const drawMark = (root, mark, layout) => {
   const edge = shape.edge === 'top' ? layout.top + 6 : layout.top + layout.height - 6;
   const y = short(isNumber(mark.y) ? layout.y(mark.y) : edge);
   if (shape.line) svg('path', { class: `rule ${mark.kind}`, d: `M${x} ${layout.top}V${layout.top + layout.height}` }, root);
+  if (isNumber(mark.low) && isNumber(mark.high) && mark.low < mark.high) {
+    const ends = [mark.low, mark.high].map((end) => short(layout.x(end)));
+    const caps = ends.map((end) => `M${end} ${y - 4}V${y + 4}`).join('');
+    svg('path', { class: `spread ${mark.kind}`, d: `M${ends[0]} ${y}H${ends[1]}${caps}` }, root);
+  }
   if (shape.path) svg('path', { class: `mark ${mark.kind}`, d: shape.path, transform: `translate(${x} ${y})` }, root);
 };
 

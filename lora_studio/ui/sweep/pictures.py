@@ -103,6 +103,11 @@ def picture_measures(view: SweepView, measures: PictureMeasures, home: Home) -> 
             {name: MEASURES[name].title for name in shown},
             value=lambda row, name: None if getattr(row, name) is None else getattr(row, name)[0],
             notes={name: sentence(name, rows) for name in shown},
+            advice={
+                place: recommend_strength(own, measures.features)
+                for place, own in measures.by_lora().items()
+                if place[0]
+            },
         )
         + _copies(view, measures, home)
         + _table(view, rows, shown)

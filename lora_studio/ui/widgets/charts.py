@@ -34,6 +34,7 @@ class MarkKind(StrEnum):
     RESUME = "resume"
     VERDICT = "verdict"
     CURRENT = "current"
+    RECOMMENDED = "recommended"
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,21 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at `x`, with a text for the reading; at the value `y`, or along the edge without one."""
+    """Something that happened at `x`, with a text for the reading; at the value `y`, or along the edge without one.
+
+    `low` to `high` is the uncertainty of `x`, drawn as a bar across.
+    """
 
     x: float
     kind: MarkKind
     text: str
     y: Value = None
+    low: Value = None
+    high: Value = None
+
+    def data(self) -> dict[str, Any]:
+        """Return what the script needs."""
+        return {"x": self.x, "kind": self.kind, "text": self.text, "y": self.y, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ class Chart:
             "y": {"unit": self.unit, "zero": self.from_zero, "top": self.top},
             "xs": shared,
             "series": series,
-            "marks": [{"x": mark.x, "kind": mark.kind, "text": mark.text, "y": mark.y} for mark in self.marks],
+            "marks": [mark.data() for mark in self.marks],
             "samples": [{"x": sample.x, "url": sample.url} for sample in self.samples],
             "reading": self.reading,
             "note": self.note,

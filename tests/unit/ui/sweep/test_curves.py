@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_studio.sampling.recommend import StrengthAdvice
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.sweep.curves import measure_charts
 from lora_studio.workspace.project import Home
@@ -36,3 +37,16 @@ def test_each_lora_has_a_curve_by_ascending_strength(view: SweepView) -> None:
 
 def test_one_strength_has_no_curve(view: SweepView) -> None:
     assert measure_charts(view, view.measures[:1], {"change": "Change"}) == ""
+
+
+def test_the_recommended_strength_is_marked_on_each_curve_with_those_as_good(view: SweepView) -> None:
+    advice = {
+        ("one", "b"): StrengthAdvice(strength=0.5, low=0.5, high=1, reason="x"),
+        ("two", "b"): StrengthAdvice(reason="not known"),
+    }
+    [drawn] = charts_in(measure_charts(view, view.measures, {"change": "Change"}, advice=advice)).values()
+    [mark] = drawn["marks"]
+    assert (mark["kind"], mark["x"], mark["y"], mark["low"], mark["high"]) == ("recommended", 0.5, 0.05, 0.5, 1)
+    assert mark["text"] == "Recommended strength of one: 0.5 (0.5 to 1 are as good)"
+    assert mark["text"] in drawn["summary"]
+    assert charts_in(measure_charts(view, view.measures, {"change": "Change"}))["Change"]["marks"] == []
