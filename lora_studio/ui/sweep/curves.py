@@ -36,7 +36,8 @@ def measure_charts(
         curves.setdefault(label, []).append(row)
     charts = []
     for name, title in names.items():
-        points, marks = [], []
+        points: list[tuple[str, list[tuple[float, float]]]] = []
+        marks: list[Mark] = []
         for label, own in curves.items():
             found = [(row.strength, value(row, name)) for row in sorted(own, key=lambda row: row.strength)]
             known = [(strength, figure) for strength, figure in found if figure is not None]
