@@ -17,6 +17,7 @@ from lora_studio.dataset.captions.edits import Change, Edit
 from lora_studio.dataset.captions.extension import suffixes_in
 from lora_studio.dataset.captions.lint import find_fix
 from lora_studio.errors import InputError
+from lora_studio.plurals import format_count, format_share
 from lora_studio.settings.choices import TagPosition
 
 MAX_LINES = 20  # of a table or a preview
@@ -86,9 +87,10 @@ def stats(
         out_console.print(table)
     tokens = found.tokens
     print_lines(
-        f"{found.captioned} of {found.images} images have a caption, with {len(found.tags)} different tags.",
+        f"{format_share(found.captioned, found.images, 'image', 'has', 'have')} a caption, with "
+        f"{len(found.tags)} different tags.",
         f"{tokens.least} to {tokens.most} tokens, {tokens.mean:g} on average; "
-        f"{tokens.too_long} captions are longer than {tokens.limit}.",
+        f"Longer than {tokens.limit}: {format_count(tokens.too_long, 'caption')}.",
     )
     if found.split:
         print_lines(f"Validation split: {len(found.split.held_out)} images. {found.split.why}")

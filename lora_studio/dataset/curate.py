@@ -20,11 +20,11 @@ from lora_studio.dataset.captions.extension import known_suffixes
 from lora_studio.dataset.duplicates.find import DuplicateKind
 from lora_studio.dataset.images.decode import is_image_name
 from lora_studio.dataset.images.masks import mask_files
-from lora_studio.dataset.images.sets import format_image_count
 from lora_studio.dataset.marks import load_marks
 from lora_studio.dataset.scan import Progress, ScanReport, scan
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder, write_text
+from lora_studio.plurals import format_count
 from lora_studio.workspace.project import records_folder
 
 REJECTED_FILE = "rejected.json"
@@ -84,17 +84,17 @@ class CurationReport(BaseModel):
         if self.restored or self.kept:
             lines = [f"restored {path}" for path in self.restored]
             lines += [f"not restored {item.path}: {item.reason}" for item in self.kept]
-            return [*lines, f"{format_image_count(len(self.restored))} restored."]
+            return [*lines, f"{format_count(len(self.restored), 'image')} restored."]
         marked = [f"marked as kept {item.path}: {item.reason}" for item in self.marked_kept]
         if self.rejected:
             lines = [*marked, *(f"set aside {item.path}: {item.reason}" for item in self.proposed)]
             return [
                 *lines,
-                f"{format_image_count(len(self.rejected))} moved to {self.rejected_dir}; restore with --restore.",
+                f"{format_count(len(self.rejected), 'image')} moved to {self.rejected_dir}; restore with --restore.",
             ]
         if self.proposed:
             lines = [*marked, *(f"would set aside {item.path}: {item.reason}" for item in self.proposed)]
-            return [*lines, f"{format_image_count(len(self.proposed))} to set aside; apply with --apply."]
+            return [*lines, f"{format_count(len(self.proposed), 'image')} to set aside; apply with --apply."]
         return [*marked, "Nothing to set aside or restore."]
 
 

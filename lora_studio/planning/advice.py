@@ -34,6 +34,7 @@ from lora_studio.planning.rates import usual_rate
 from lora_studio.planning.steps import StepCount
 from lora_studio.planning.timing import SecondsRange, describe_duration
 from lora_studio.planning.trigger import check_trigger
+from lora_studio.plurals import format_count, format_share
 from lora_studio.settings.choices import GradientCheckpointing, NetworkType, PredictionType, ZeroTerminalSnr
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import sample_prompt_errors
@@ -166,7 +167,7 @@ def _images(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     if context.images is not None and context.images < MIN_IMAGES.value:
         yield Caution(
             code="few_images",
-            message=f"{context.images} images are fewer than the guide's smallest set of {MIN_IMAGES.value}.",
+            message=f"{format_count(context.images, 'image')}: the guide's smallest set has {MIN_IMAGES.value}.",
             why=MIN_IMAGES.why,
         )
     if recipe.validation_split and context.images is not None and context.images < MIN_IMAGES_FOR_VALIDATION:
@@ -202,7 +203,7 @@ def _sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]], base: KnownBase | N
     if small:
         yield Caution(
             code="small_images",
-            message=f"{small} of {len(sizes)} images are below {least} px on their shorter side. "
+            message=f"{format_share(small, len(sizes), 'image', 'is', 'are')} below {least} px on the shorter side. "
             "Look for larger originals.",
             why=MIN_SIDE.why,
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from lora_studio.dataset.training_images import DatasetImage, DatasetImages
 from lora_studio.errors import InputError
 from lora_studio.planning.cautions import Caution
+from lora_studio.plurals import format_share
 from lora_studio.settings.recipe import Recipe
 
 
@@ -22,7 +23,8 @@ def check_dataset(images: DatasetImages, recipe: Recipe, trigger_word: str) -> I
     if without := images.without_caption:
         yield Caution(
             code="captions_missing",
-            message=f"{len(without)} of {images.total} images have no caption. Tag them first.",
+            message=f"{format_share(len(without), images.total, 'image', 'has', 'have')} no caption. "
+            "Tag the images first.",
             why="Captions separate what the trigger word should learn from the rest of the image.",
         )
     word = trigger_word.strip().casefold()

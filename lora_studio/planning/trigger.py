@@ -10,6 +10,7 @@ from lora_studio.dataset.captions.token_count import clip_tokenizer
 from lora_studio.guide import QUALITY_TAGS, STYLE_TERMS, TRIGGER_RULES
 from lora_studio.planning.cautions import Caution
 from lora_studio.planning.known_tags import known_tags
+from lora_studio.plurals import format_count
 
 MIN_LENGTH, MAX_LENGTH = 4, 24
 MIN_WORD = 3  # letters; shorter parts say nothing about what the base knows
@@ -42,7 +43,7 @@ def check_trigger(word: str, tags: Collection[str] | None = None) -> list[Cautio
     elif known := _what_is_known(word, known_tags() if tags is None else tags):
         found.append(_caution("trigger_unique", f"{word!r} {known}."))
     if not MIN_LENGTH <= len(word) <= MAX_LENGTH:
-        found.append(_caution("trigger_memorable", f"{word!r} has {len(word)} characters."))
+        found.append(_caution("trigger_memorable", f"{word!r} has {format_count(len(word), 'character')}."))
     return found
 
 

@@ -14,13 +14,14 @@ from lora_studio import api
 from lora_studio.api.jobs import ignore
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import find_images
-from lora_studio.dataset.images.sets import format_image_count, project_images
+from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.ingest.importers import import_paths
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.event_recorder import Listener
 from lora_studio.models.catalogue import find_base
 from lora_studio.planning.presets import load_preset
 from lora_studio.planning.project_plan import load_plan
+from lora_studio.plurals import format_count
 from lora_studio.settings.choices import ExistingCaptions, LoraKind
 from lora_studio.settings.prompt_sets import PROMPT_SETS
 from lora_studio.settings.recipe import Recipe
@@ -211,7 +212,7 @@ class _Making:
     def curate(self, current: StageRecord) -> None:
         """Find duplicates and unreadable files, and set them aside if that is confirmed."""
         report = api.curate(self.project.dataset_dir, apply=self.options.confirmed)
-        kept = format_image_count(len(project_images(self.project)))
+        kept = format_count(len(project_images(self.project)), "image")
         if self.options.confirmed:
             current.text = f"{kept} kept, {len(report.rejected)} set aside."
         else:
@@ -227,7 +228,7 @@ class _Making:
         plan = load_plan(self.project).plan
         tagger = self.options.tagger or (plan.tagger if plan else "")
         if not tagger:
-            message = f"{format_image_count(len(bare))} without a caption, and no tagger suits {self.info.base}."
+            message = f"{format_count(len(bare), 'image')} without a caption, and no tagger suits {self.info.base}."
             raise InputError(message, "Give one, like --tagger wd14, or write the captions.", code="no_tagger")
         result = api.tag(
             self.project.dataset_dir,
@@ -239,7 +240,7 @@ class _Making:
             out=self.project.new_tag_dir(),
             on_event=self.on_event,
         )
-        current.text = f"{format_image_count(result.tagged)} tagged by {tagger}."
+        current.text = f"{format_count(result.tagged, 'image')} tagged by {tagger}."
         current.state = StageState.STOPPED if result.stopped else StageState.DONE
 
     def review(self, current: StageRecord) -> None:

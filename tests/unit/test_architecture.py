@@ -75,7 +75,7 @@ LAYERS = (
     ("guide_sections",),
     ("events", "guide", "models.catalogue"),
     ("torch_build",),
-    ("files", "versions"),
+    ("files", "versions", "plurals"),
     ("errors",),
 )
 LEVEL = {entry: level for level, layer in enumerate(LAYERS) for entry in layer}

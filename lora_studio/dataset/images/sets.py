@@ -49,11 +49,6 @@ def project_images(project: Project) -> list[Path]:
     return find_images(project.dataset_dir) if project.dataset_dir.is_dir() else []
 
 
-def format_image_count(count: int) -> str:
-    """Return "1 image", "2 images" and so on."""
-    return f"{count:,} image{'' if count == 1 else 's'}"
-
-
 def wrap_images(folder: Path | str, name: str) -> list[Path]:
     """Move all images in `folder` itself, with captions and masks, into its set `name`; return their new paths.
 

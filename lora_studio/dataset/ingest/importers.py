@@ -25,13 +25,14 @@ from lora_studio.dataset.curate import default_rejected_dir
 from lora_studio.dataset.duplicates.fingerprints import DECODE_SIDE
 from lora_studio.dataset.images.decode import SUFFIXES_BY_FORMAT, decode
 from lora_studio.dataset.images.masks import import_mask, mask_file
-from lora_studio.dataset.images.sets import format_image_count, printable_name, safe_name
+from lora_studio.dataset.images.sets import printable_name, safe_name
 from lora_studio.dataset.ingest.archives import Limits, Member
 from lora_studio.dataset.ingest.known_images import KnownImages
 from lora_studio.dataset.ingest.report import ImportReport, Refused, Skipped
 from lora_studio.dataset.ingest.sources import Candidate, Source, file_key, find_candidates
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import remove_temporary_files, write_atomic
+from lora_studio.plurals import format_count
 from lora_studio.workspace.project import records_folder
 
 Progress = Callable[[int, int], None]
@@ -75,7 +76,7 @@ def import_paths(
                     on_progress(done, len(candidates))
     loose = sum(candidate.set_name is None for candidate in candidates)
     if 0 < loose < len(candidates):
-        report.notes.append(f"{format_image_count(loose)} outside set folders imported into {images_dir.name!r}.")
+        report.notes.append(f"{format_count(loose, 'image')} outside set folders imported into {images_dir.name!r}.")
     return report
 
 

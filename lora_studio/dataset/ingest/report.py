@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.images.sets import format_image_count
+from lora_studio.plurals import format_count
 
 
 class Refused(BaseModel):
@@ -42,7 +42,7 @@ class ImportReport(BaseModel):
     def lines(self) -> list[str]:
         """Return the report as text: the problems, then a summary line."""
         lines = [f"{item.message} {item.remedy}".strip() for item in self.refused]
-        counts = [f"{format_image_count(len(self.added))} added"]
+        counts = [f"{format_count(len(self.added), 'image')} added"]
         if self.captions:
             counts.append(f"{self.captions} with captions")
         if self.masks:

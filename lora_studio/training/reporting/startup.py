@@ -17,6 +17,7 @@ from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.planning.advice import zero_snr_cautions
 from lora_studio.planning.optimizers import optimizer_cautions
 from lora_studio.planning.steps import StepCount
+from lora_studio.plurals import format_count, format_share
 from lora_studio.settings.choices import MaskedLoss, SaveFormat
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
@@ -75,22 +76,26 @@ def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
         report(
             WarningEvent(
                 code="images_left_out",
-                message=f"{len(outside)} images are outside the N_name folders, like {outside[0].name}: they are not "
-                "used for training. Move them into one of these folders.",
+                message=f"{format_count(len(outside), 'image')} outside the N_name folders, like {outside[0].name}. "
+                "Only images in these folders are trained on. Move them into one of these folders.",
             )
         )
     missing = [item for item in items if not item.has_caption]
     others = {"regularisation images": dataset.regularization, "validation images": dataset.validation_items}
     counts = "".join(f", {len(members)} {name}" for name, members in others.items() if members)
-    report(PhaseEvent(message=f"{len(items)} images, {len(items) - len(missing)} captions{counts}"))
+    report(
+        PhaseEvent(
+            message=f"{format_count(len(items), 'image')}, {format_count(len(items) - len(missing), 'caption')}{counts}"
+        )
+    )
     if missing:
         names = _listed([item.path.name for item in missing])
         substitutes = _listed(list(dict.fromkeys(repr(item.caption) for item in missing)))
         report(
             WarningEvent(
                 code="captions_missing",
-                message=f"{len(missing)} of {len(items)} images have no caption ({names}). Used instead: "
-                f"{substitutes}.",
+                message=f"{format_share(len(missing), len(items), 'image', 'has', 'have')} no caption ({names}). "
+                f"Used instead: {substitutes}.",
             )
         )
     _report_trigger_word(job, dataset, report)
@@ -99,8 +104,8 @@ def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
         report(
             WarningEvent(
                 code="masks_missing",
-                message=f"{len(unmasked)} of {len(dataset.epoch_items)} images have no mask, like "
-                f"{unmasked[0].path.name}: the whole image is trained on.",
+                message=f"{format_share(len(unmasked), len(dataset.epoch_items), 'image', 'has', 'have')} no mask, "
+                f"like {unmasked[0].path.name}: the whole image is trained on.",
             )
         )
 
@@ -213,7 +218,7 @@ def device_name(device: torch.device, world_size: int = 1) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
+        name = f"CPU ({format_count(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else "Apple GPU"
     return f"{world_size} x {name}" if world_size > 1 else name
 
 

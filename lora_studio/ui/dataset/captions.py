@@ -16,13 +16,13 @@ from lora_studio.dataset.captions.edits import Change, Edit, EditPlan, plan_edit
 from lora_studio.dataset.captions.lint import Finding
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.errors import InputError
+from lora_studio.plurals import format_count
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.dataset.caption_panels import FIELDS, BulkAction, CaptionsPanel, Scope
 from lora_studio.ui.dataset.image_item import display_name
 from lora_studio.ui.dataset.state import BulkForm, BulkPreview, DatasetState
 from lora_studio.ui.dataset.view import Action, shortened
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tone, card, cards, empty_card, note, render
 
 MAX_CHANGES = 40

@@ -9,6 +9,7 @@ from pathlib import Path
 from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_images, restore_images
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.errors import InputError
+from lora_studio.plurals import format_count
 from lora_studio.ui.dataset import curation_view, variety
 from lora_studio.ui.dataset.background_scan import ScanRunner
 from lora_studio.ui.dataset.caption_edit import next_after_removal, save_draft
@@ -19,7 +20,6 @@ from lora_studio.ui.dataset.layout import DatasetLayout
 from lora_studio.ui.dataset.state import DatasetState, Draft, Message, Section, after_presses
 from lora_studio.ui.dataset.view import Action, Pick
 from lora_studio.ui.tab_events import TabEvents
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.workspace.project import Project
 
 BY_HAND = "set aside by hand"

@@ -12,10 +12,10 @@ from lora_studio.dataset.curate import Proposal, Rejected
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.dataset.marks import damaged_marks
 from lora_studio.guide import WORKFLOW
+from lora_studio.plurals import format_count
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.image_item import ImageItem, display_name, image_id
 from lora_studio.ui.dataset.view import Action, Pick, Picture, file_picture, picture
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tone, card, cards, empty_card, note, render
 from lora_studio.workspace.project import Home
 

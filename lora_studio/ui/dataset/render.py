@@ -8,6 +8,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.errors import StudioError
+from lora_studio.plurals import format_count
 from lora_studio.ui.context import Studio
 from lora_studio.ui.dataset import curation_view, variety, view
 from lora_studio.ui.dataset.caption_edit import CaptionChanged, accept_other_caption
@@ -20,7 +21,6 @@ from lora_studio.ui.dataset.suggestions import TagSuggester
 from lora_studio.ui.dataset.tagging import TaggingJobs
 from lora_studio.ui.dataset.tagging_view import render_tagging
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import error_card
 
 

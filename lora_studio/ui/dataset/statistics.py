@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from lora_studio.dataset.captions.statistics import TagCount, count_caption_tokens
 from lora_studio.dataset.validation_split import SplitSuggestion
+from lora_studio.plurals import format_count
 from lora_studio.ui.dataset.caption_panels import StatisticsPanel
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.state import DatasetState
 from lora_studio.ui.dataset.view import MAX_NAMES, Action
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tile, Tone, card, empty_card, render, tiles
 
 TAGS_PER_PAGE = 25

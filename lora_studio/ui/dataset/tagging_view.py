@@ -11,6 +11,7 @@ from lora_studio import guide
 from lora_studio.dataset.captions.edit_history import EditState
 from lora_studio.dataset.tagging.stage import TagResult
 from lora_studio.models.catalogue import find_base
+from lora_studio.plurals import format_count
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset.contents import Contents
@@ -19,7 +20,7 @@ from lora_studio.ui.dataset.tag_panel import DEFAULT_TAGGER, TagPanel, tagger_in
 from lora_studio.ui.dataset.tagging import RESUMABLE, TaggingEvents, TaggingView
 from lora_studio.ui.dataset.view import progress_card, shortened
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.formatting import format_count, format_duration
+from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.ui.widgets.html import Tone, card, cards, note, render
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 

@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from lora_studio.dataset.buckets import Bucket, PlacedImage
 from lora_studio.dataset.duplicates.find import DuplicateGroup
+from lora_studio.plurals import format_count
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curation_view import Group, Member, image_size, more_text, set_aside_action
 from lora_studio.ui.dataset.image_item import ImageItem
 from lora_studio.ui.dataset.view import Action, Pick, Picture, picture
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tone, card, render
 from lora_studio.workspace.project import Home
 

@@ -14,10 +14,10 @@ from lora_studio.dataset.captions.extension import CAPTION_SUFFIXES
 from lora_studio.dataset.images.decode import MAX_ASPECT, MIN_SIDE
 from lora_studio.dataset.ingest.report import ImportReport, Refused
 from lora_studio.errors import InputError
+from lora_studio.plurals import format_count
 from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanView
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.image_item import ImageItem, Selection
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tile, Tone, card, cards, empty_card, error_card, note, render, tiles
 from lora_studio.ui.widgets.thumbnails import thumbnail_url
 from lora_studio.workspace.project import Home

@@ -14,13 +14,14 @@ from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.project_plan import NextRun, ProjectPlan
 from lora_studio.planning.recommend import Reason
 from lora_studio.planning.trigger import check_trigger, propose_triggers, trigger_tokens
+from lora_studio.plurals import format_count
 from lora_studio.settings.changes import SettingChange
 from lora_studio.settings.declare import setting_label
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.values import format_value
 from lora_studio.ui.state.base_models import ChosenBase
 from lora_studio.ui.state.sweep_view import SweepView
-from lora_studio.ui.widgets.formatting import format_count, format_duration
+from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.ui.widgets.html import TableRow, heading, render, table
 from lora_studio.ui.widgets.job_status import state_card
 from lora_studio.workspace.job_folder import JobState, JobStatus

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.timing import describe_range, time_unit
 from lora_studio.planning.what_if import Variable, WhatIfRow
+from lora_studio.plurals import format_count
 from lora_studio.ui.widgets.charts import Chart, Mark, MarkKind, Series, XAxis, chart_grid
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import TableRow, html, render, table
 
 NAMES = {

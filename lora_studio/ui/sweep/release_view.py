@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from lora_studio.errors import JobError
+from lora_studio.plurals import format_count
 from lora_studio.sharing.facts import Picture
 from lora_studio.sharing.folder import CIVITAI, README, ReleaseResult
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import error_card, hint, render
 from lora_studio.ui.widgets.thumbnails import thumbnail_url_or_empty
 from lora_studio.workspace.project import Home

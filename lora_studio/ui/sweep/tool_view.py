@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from lora_studio.errors import JobError
 from lora_studio.lora.tools.reports import ConvertReport, InspectReport, TruncationReport
-from lora_studio.ui.widgets.formatting import format_count
+from lora_studio.plurals import format_count
 from lora_studio.ui.widgets.html import TableRow, Tile, Tone, card, cards, error_card, note, render, table, tiles
 from lora_studio.workspace.tool_run import Tool, ToolRun, ToolState
 

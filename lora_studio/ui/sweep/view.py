@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from lora_studio.plurals import format_count
 from lora_studio.sampling.cells import SweepPlan, base_label, strength_label
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.prompt_sets import PROMPT_SETS
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.sweep.curves import measure_charts
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import (
     TableRow,
     Tile,

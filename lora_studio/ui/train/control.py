@@ -11,12 +11,12 @@ from lora_studio.api import request_samples, request_save
 from lora_studio.errors import InputError
 from lora_studio.planning.memory import next_saving
 from lora_studio.planning.memory_ladder import smaller_job
+from lora_studio.plurals import format_count
 from lora_studio.training.continuation import continue_run, epochs_of
 from lora_studio.ui.context import Studio
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train.state import RunReader, TrainPage, TrainState
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import TableRow, heading, hint, html, table
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.run_queue import RunQueue

@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from lora_studio.planning.project_plan import NextRun
 from lora_studio.planning.variants import MAX_VARIANTS, Axis, Variant, variants
+from lora_studio.plurals import format_count
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.widgets.formatting import format_count, format_duration
+from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.ui.widgets.html import card, hint, html
 from lora_studio.ui.widgets.setting_spec import SettingSpec
 

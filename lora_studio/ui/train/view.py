@@ -12,6 +12,7 @@ from lora_studio.events import SampleEvent
 from lora_studio.interop.write import ExportedSettings
 from lora_studio.planning.project_plan import NextRun
 from lora_studio.planning.verdicts import Verdict
+from lora_studio.plurals import format_count
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
@@ -20,7 +21,6 @@ from lora_studio.settings.values import format_value
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.lineage import changes_since
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import (
     TableRow,
     Tile,

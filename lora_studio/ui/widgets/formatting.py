@@ -1,11 +1,6 @@
-"""Counts, durations and coordinates as text."""
+"""Durations and coordinates as text."""
 
 from __future__ import annotations
-
-
-def format_count(number: int, noun: str) -> str:
-    """Return a number with its noun: "1 image", "24 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_duration(seconds: float | None) -> str:

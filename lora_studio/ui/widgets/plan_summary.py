@@ -10,8 +10,8 @@ from lora_studio.planning.memory import TRAINING
 from lora_studio.planning.planned_memory import ESTIMATED, MEASURED
 from lora_studio.planning.planned_run import Plan, batch_as_text
 from lora_studio.planning.timing import describe_range
+from lora_studio.plurals import format_count
 from lora_studio.settings.choices import NetworkType
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tile, Tone, card, cards, heading, note, render, tiles
 
 
