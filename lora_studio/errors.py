@@ -79,7 +79,7 @@ class ConfigError(InputError):
             given = item.get("input")
             shown = "" if isinstance(given, dict) else f" (given: {str(given)[:80]!r})"
             lines.append(f"{name}: {validation_message(item)}{shown}")
-        return cls(lines)
+        return cls(lines, "Correct this setting." if len(lines) == 1 else "Correct these settings.")
 
 
 class JobError(StudioError):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.ingest.importers import import_paths
-from lora_studio.errors import InputError
+from lora_studio.errors import InputError, JobError
 from lora_studio.event_recorder import Listener
 from lora_studio.files import shipped_folder
 from lora_studio.ledger.records import read_figures
@@ -109,7 +109,7 @@ def run_demo(
     )
     made = make_project(project, options, home=home, on_event=on_event, on_stage=on_stage)
     if made.run is None or made.lora is None or made.grid is None:
-        raise InputError("The demo was stopped.", "Run it again into a new folder.", code="stopped")
+        raise JobError("The demo was stopped.", "Run it again into a new folder.", code="stopped")
     lora, grid = (Path(shutil.copy2(source, out / source.name)) for source in (made.lora, made.grid))
     verdict = read_figures(JobFolder(made.run)).verdict
     kept = len(project_images(project))

@@ -273,7 +273,7 @@ def _mask_ending(mask: Path, image: Path) -> str:
 
 def _move(source: Path, target: Path) -> None:
     if target.exists():
-        raise InputError(f"{target} already exists.", "Move it away, then try again.", code="file_exists")
+        raise InputError(f"{target} already exists.", "Move it away, then try again.", code="exists")
     source.replace(target)
 
 

@@ -41,7 +41,9 @@ def save_preset(home: Home, name: str, recipe: Recipe) -> Path:
     """
     values, file = recipe.non_defaults(), _new_file(home, name)
     if not values:
-        raise InputError("These settings are the guide's defaults.", "Change one before you save them.", code="preset")
+        raise InputError(
+            "These settings are the guide's defaults.", "Change one before you save them.", code="preset_empty"
+        )
     document = tomlkit.document()
     document.add(tomlkit.comment(f"{file.stem}, saved on {date.today().isoformat()}."))
     for setting, value in values.items():
@@ -69,7 +71,7 @@ def import_preset(home: Home, file: Path, name: str = "") -> Path:
     file is missing, is not TOML or is empty, ConfigError if a value cannot work.
     """
     if not load_preset(file):
-        raise InputError(f"{file.name} has no settings.", "Choose a preset with at least one.", code="preset")
+        raise InputError(f"{file.name} has no settings.", "Choose a preset with at least one.", code="preset_empty")
     target = _new_file(home, name or file.expanduser().stem)
     _write(target, _read(file.expanduser()))
     return target

@@ -38,5 +38,5 @@ def _kohya(numbers: list[str]) -> dict[str, int]:
 
 def _dim(text: str) -> int:
     if int(text) > MAX_DIM:
-        raise ValueError(f"a dim of {text} is above {MAX_DIM}.")
+        raise ValueError(f"a dim of {text} is above {MAX_DIM}. Use at most {MAX_DIM}.")
     return int(text)

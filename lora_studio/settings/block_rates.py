@@ -66,5 +66,5 @@ def _factor(text: str, part: str) -> float:
     except ValueError:
         raise ValueError(f"{text.strip()!r} is not a number. {_example(part)}") from None
     if not (isfinite(factor) and 0 <= factor <= MAX_WEIGHT):
-        raise ValueError(f"{factor:g} is not between 0 and {MAX_WEIGHT:g}.")
+        raise ValueError(f"{factor:g} is not between 0 and {MAX_WEIGHT:g}. {_example(part)}")
     return factor

@@ -32,5 +32,5 @@ def parse_entry(entry: str, example: str) -> tuple[list[str], str]:
     begin = int(first) if first else 0
     end = int(last) if last else begin if first else count - 1
     if not begin <= end < count:
-        raise ValueError(f"{entry!r}: {part!r} has the blocks {part}0 to {part}{count - 1}.")
+        raise ValueError(f"{entry!r}: {part!r} has the blocks {part}0 to {part}{count - 1}. {example}")
     return [f"{part}{number}" for number in range(begin, end + 1)], value

@@ -33,7 +33,7 @@ def _expand(text: str) -> list[str]:
     if steps or not count.is_finite() or count < 0:
         raise ValueError(_message(text))
     if count >= MAX_VALUES:
-        raise ValueError(f"has more than {MAX_VALUES} values in the range {text}")
+        raise ValueError(f"has more than {MAX_VALUES} values in the range {text}: take larger steps")
     return [f"{(first + number * step).normalize():f}" for number in range(int(count) + 1)]
 
 

@@ -103,7 +103,7 @@ def load_network_weights(
     Layers that the file lacks are initialised as in a new run. Raises InputError if the file does not match the recipe.
     """
     if errors := network_weights_errors(path, recipe, targets):
-        raise InputError(errors[0], code="network_weights")
+        raise InputError(errors[0], "Or start without network_weights.", code="network_weights")
     found, _ = read_layers(read_lora_header(path), targets)
     if adapters.dora_axis is not None and (axis := found[0].magnitude_axis) is not adapters.dora_axis:
         adapters.init_magnitudes(axis)

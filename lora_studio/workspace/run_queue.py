@@ -86,7 +86,9 @@ class RunQueue:
         with self._changed() as contents:
             if folder.status().state is not JobState.WAITING:
                 raise InputError(
-                    f"{folder.name} does not wait in the queue.", "It may have started.", code="not_queued"
+                    f"{folder.name} does not wait in the queue.",
+                    "Reload the page: it may have started.",
+                    code="not_queued",
                 )
             contents.waiting = [entry for entry in contents.waiting if entry.folder != self.key(folder)]
             folder.update_status(
@@ -178,5 +180,5 @@ def _position(contents: _Contents, key: str) -> int:
 
 def _unknown(key: str) -> InputError:
     return InputError(
-        f"{key!r} does not wait in the queue.", "It may have started: reload the page.", code="not_queued"
+        f"{key!r} does not wait in the queue.", "Reload the page: it may have started.", code="not_queued"
     )

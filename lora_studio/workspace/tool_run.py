@@ -81,7 +81,11 @@ def record_run(file: Path, call: Callable[[ToolRun, Progress], BaseModel | dict[
     """
     run = read_tool_run(file)
     if run is None:
-        raise InputError(f"{file} does not describe a tool.", "The studio writes this file itself.", code="tool_file")
+        raise InputError(
+            f"{file} does not describe a tool.",
+            "Start the tool again: the studio writes this file itself.",
+            code="tool_file",
+        )
     process = psutil.Process()
     run.state, run.pid, run.pid_started = ToolState.RUNNING, os.getpid(), process.create_time()
     run.message = run.remedy = run.code = ""

@@ -60,7 +60,9 @@ def find_candidates(
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise InputError("\n".join(str(problem) for problem in problems), code="sources")
+        raise InputError(
+            "\n".join(str(problem) for problem in problems), "Then import all of them again.", code="sources"
+        )
     found, refused = _from_files(files, suffixes)
     return candidates + found, refused
 

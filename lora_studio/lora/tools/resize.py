@@ -63,7 +63,9 @@ def resize_lora(
             on_progress(number + 1, len(reader.layers))
         if not layers:
             raise InputError(
-                f"LoRA {source.name} changes only biases and norms.", "It has no rank to resize.", code="lora_network"
+                f"LoRA {source.name} changes only biases and norms: it has no rank to resize.",
+                "Use it as it is.",
+                code="lora_no_rank",
             )
         rule_text = " and ".join(
             text for text in (f"rank {rank}" if rank else "", f"{keep:.3g} of the norm" if keep else "") if text

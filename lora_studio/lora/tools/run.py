@@ -41,4 +41,4 @@ def _call(run: ToolRun, home: Home, on_progress: Progress) -> BaseModel | dict[s
         case Tool.STRIP:
             return {"metadata": strip_metadata(**arguments)}
         case _:
-            raise InputError(f"{run.tool} is not a tool on LoRA files.", code="tool")
+            raise InputError(f"{run.tool} is not a tool on LoRA files.", f"Use one of {', '.join(Tool)}.", code="tool")

@@ -180,6 +180,7 @@ class ScanRunner:
             task.error = StudioError(
                 f"Unexpected {type(error).__name__}: {error}.",
                 "See the terminal for the traceback.",
+                code="unexpected",
             )
         finally:
             task.running = False

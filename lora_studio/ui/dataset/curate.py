@@ -192,7 +192,7 @@ def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Message
         if missing := [identity for identity in ids if identity not in known]:
             raise InputError(
                 f"{format_count(len(missing), 'image')} cannot be found among those set aside.",
-                "Perhaps restored already.",
+                "Reload the page: perhaps they were restored already.",
                 code="no_image",
             )
         images = [known[identity] for identity in ids]

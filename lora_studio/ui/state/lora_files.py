@@ -21,9 +21,6 @@ from lora_studio.workspace.project import Project
 class UnknownLora(InputError):
     """No LoRA is selected, or one that is not in the project."""
 
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message, remedy, code="no_lora")
-
 
 @dataclass(frozen=True)
 class LoraChoice:
@@ -65,9 +62,11 @@ def selected_loras(project: Project, ids: Sequence[str]) -> list[Path]:
     """Return the files of the selected ids; raises UnknownLora for no id, or one that is not in the project."""
     known = lora_choices(project)
     if not ids:
-        raise UnknownLora("No LoRA is selected.", "Select one under LoRAs.")
+        raise UnknownLora("No LoRA is selected.", "Select one under LoRAs.", code="no_lora")
     if missing := [given for given in ids if given not in known]:
-        raise UnknownLora(f"{project.name} has no LoRA {', '.join(map(repr, missing))}.", "Select one from the list.")
+        raise UnknownLora(
+            f"{project.name} has no LoRA {', '.join(map(repr, missing))}.", "Select one from the list.", code="no_lora"
+        )
     return [known[given].path for given in ids]
 
 

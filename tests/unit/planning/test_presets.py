@@ -135,7 +135,7 @@ def test_names_of_own_presets_are_checked_and_nothing_is_overwritten(home: Home,
 def test_the_defaults_are_not_saved_as_a_preset(home: Home) -> None:
     with pytest.raises(InputError) as caught:
         save_preset(home, "plain", Recipe())
-    assert caught.value.code == "preset"
+    assert caught.value.code == "preset_empty"
 
 
 def test_own_presets_are_renamed(home: Home) -> None:
@@ -189,7 +189,7 @@ def test_an_export_overwrites_nothing(home: Home, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "code"),
-    [("", "preset"), ("network_dim = ", "toml"), ("network_dim = 0", "config"), ("seed = 3", "preset_name")],
+    [("", "preset_empty"), ("network_dim = ", "toml"), ("network_dim = 0", "config"), ("seed = 3", "preset_name")],
 )
 def test_only_presets_that_work_are_imported_and_none_is_replaced(
     home: Home, tmp_path: Path, text: str, code: str

@@ -123,7 +123,7 @@ def test_layers_that_sdxl_does_not_have_and_ia3_are_refused(tmp_path: Path) -> N
         ("lora_unet_input_blocks_77_1_proj_in", random_layer("lora")[0], "lora_names"),
         ("lycoris_text_model_encoder_layers_0_mlp_fc1", random_layer("lora")[0], "lora_names"),
         (LINEAR, {"weight": torch.ones(8), "on_input": torch.tensor(1)}, "lora_network"),
-        (NORM, {"w_norm": torch.ones(5)}, "lora_network"),
+        (NORM, {"w_norm": torch.ones(5)}, "lora_no_rank"),
     ):
         source = write_layers(tmp_path / "x.safetensors", {name: parts})
         with pytest.raises(InputError) as caught:
