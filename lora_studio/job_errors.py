@@ -12,6 +12,7 @@ from lora_studio.errors import JobError, OutOfMemoryError, StudioError, disk_err
 from lora_studio.planning.memory import saving_advice
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.versions import incompatible_libraries_error
+from lora_studio.workspace.job_folder import RESUME_REMEDIES
 
 
 @contextmanager
@@ -31,14 +32,13 @@ def library_errors(job: AnyJob) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise JobError(
                 f"A file that the job needs is missing: {error.filename or error}.",
-                "Put it back, then resume: the job continues from the last saved state. Files in the studio's cache "
-                "folder are rebuilt.",
+                f"Put it back. {RESUME_REMEDIES[job.kind]} Files in the studio's cache folder are rebuilt.",
                 code="file_vanished",
             ) from error
         if _is_damaged_file(error):
             raise JobError(
                 f"A file that the job needs is damaged: {error}.",
-                "Resume: the job continues from the last saved state, and damaged files in the cache are rebuilt.",
+                f"{RESUME_REMEDIES[job.kind]} Damaged files in the studio's cache folder are rebuilt.",
                 code="file_damaged",
             ) from error
         if isinstance(error, OSError):

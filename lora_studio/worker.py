@@ -241,9 +241,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         recorder.finish(JobState.FAILED, FailedEvent(message=error.message, remedy=error.remedy, code=error.code))
         raise
     except KeyboardInterrupt:
-        recorder.finish(
-            JobState.FAILED, FailedEvent(message="Interrupted.", remedy="Resume continues from the last saved state.")
-        )
+        recorder.finish(JobState.FAILED, FailedEvent(message="Interrupted.", remedy=folder.resume_remedy()))
         raise
     except Exception as error:
         recorder.finish(

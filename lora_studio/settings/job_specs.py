@@ -20,6 +20,9 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
 
 MAX_CELLS = 10_000  # of a sweep
+MAX_MEGAPIXELS = 12_000  # of all images of a sweep together: 10,000 images of SDXL's size
+MAX_STEP_MEGAPIXELS = 1_000_000  # times the sampling steps: about two days of a fast GPU
+NATIVE_SIDE = 1024  # px, of a sweep without width and height
 BASE_HELP = "Base model: a name from the catalogue, Hub repository, diffusers folder or .safetensors file."
 
 
@@ -337,6 +340,7 @@ class SweepJob(Job):
         axes = ("bases", "prompts", "seeds", "loras", *["strengths"] * bool(values.get("loras")))
         if (cells := prod(len(values.get(name) or [None]) for name in axes)) > MAX_CELLS:
             raise ValueError(f"the grid would have {cells:,} cells, more than {MAX_CELLS:,}: shorten one of the lists")
+        _check_work(cells, *(values.get(name) for name in ("width", "height", "steps")))
         return self
 
 
@@ -350,6 +354,21 @@ class DownloadJob(Job):
 
 AnyJob = TrainJob | TagJob | SweepJob | DownloadJob
 JOB_KINDS: dict[str, type[AnyJob]] = {kind.kind: kind for kind in (TrainJob, TagJob, SweepJob, DownloadJob)}
+
+
+def _check_work(cells: int, width: int | None, height: int | None, steps: int | None) -> None:
+    """Raise ValueError for a sweep with more pixels, or pixels times steps, than anybody waits for."""
+    pixels = cells * (width or NATIVE_SIDE) * (height or NATIVE_SIDE) / 1e6
+    if pixels > MAX_MEGAPIXELS:
+        raise ValueError(
+            f"the {cells:,} images would have {pixels:,.0f} megapixels together, more than {MAX_MEGAPIXELS:,}: "
+            "shorten one of the lists, or set a smaller width and height"
+        )
+    if (work := pixels * (steps or 1)) > MAX_STEP_MEGAPIXELS:
+        raise ValueError(
+            f"{steps} steps of {cells:,} images would be {work:,.0f} megapixels to compute, more than "
+            f"{MAX_STEP_MEGAPIXELS:,}: set fewer steps, or shorten one of the lists"
+        )
 
 
 def _with_paths(value: Any, change: Callable[[Path], Path]) -> Any:

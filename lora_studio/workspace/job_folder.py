@@ -47,6 +47,14 @@ from lora_studio.workspace.job_paths import with_found_paths, with_stored_paths
 DATASET_FILE = "dataset.jsonl"
 IMAGE_LOSSES_FILE = "image_losses.json"
 
+# What is left after a job ended early, by its kind.
+RESUME_REMEDIES = {
+    "train": "Resume continues from the last saved state.",
+    "tag": "Resume tags the remaining images; undo restores the previous captions.",
+    "sweep": "Resume draws the missing images; those that are complete are kept.",
+    "download": "Start the download again: it continues with what is missing.",
+}
+
 
 class JobState(StrEnum):
     """The state of a job. A waiting one is in the run queue and has no process; a queued one waits for the GPU."""
@@ -153,10 +161,18 @@ class JobFolder:
                     "state": JobState.FAILED,
                     "seconds_left": None,
                     "message": "The worker process died unexpectedly; the system may have run out of memory.",
-                    "remedy": f"Resume continues from the last saved state. See the end of {self.log_file.name}.",
+                    "remedy": f"{self.resume_remedy()} See the end of {self.log_file.name}.".strip(),
                 }
             )
         return status
+
+    def resume_remedy(self) -> str:
+        """Return what a resume of this kind of job does; empty if job.toml does not tell the kind."""
+        try:
+            found = re.search(r'^kind = "(\w+)"', self.job_file.read_text("utf-8", errors="replace"), re.MULTILINE)
+        except OSError:
+            return ""
+        return RESUME_REMEDIES.get(found[1], "") if found else ""
 
     def set_status(self, status: JobStatus) -> None:
         """Write status.json."""

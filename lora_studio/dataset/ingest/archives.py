@@ -19,6 +19,7 @@ from lora_studio.errors import InputError, disk_errors
 
 UTF8_NAME = 0x800  # flag: the name is UTF-8; without it, it is code page 437, or UTF-8 from careless programs
 ENCRYPTED = 0x1
+LOCAL_HEADER = 30  # bytes before the name of an entry
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def list_members(archive: Path, limits: Limits | None = None) -> list[Member]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _refused(archive, f"cannot be opened: {reason}", "Create the zip again, or give a folder.") from error
     _check_amount(archive, infos, limits)
+    _check_overlap(archive, infos)
     found = []
     for info in infos:
         name = _name(info)
@@ -112,6 +114,19 @@ def _check_amount(archive: Path, infos: list[ZipInfo], limits: Limits) -> None:
             f"unpacks to {total / max(1, packed):.0f} times its size; the limit is {limits.ratio:.0f}",
             "If you trust it, extract it yourself and give the folder.",
         )
+
+
+def _check_overlap(archive: Path, infos: list[ZipInfo]) -> None:
+    """Refuse an archive in which entries share bytes, so that a small file unpacks to any size."""
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            raise _refused(
+                archive,
+                f"contains {info.filename!r}, which overlaps another file in it",
+                "It is damaged or an attack: create the zip again, or give a folder.",
+            )
+        end = info.header_offset + LOCAL_HEADER + info.compress_size
 
 
 def _name(info: ZipInfo) -> str:

@@ -30,7 +30,7 @@ from lora_studio.dataset.ingest.archives import Limits, Member
 from lora_studio.dataset.ingest.known_images import KnownImages
 from lora_studio.dataset.ingest.report import ImportReport, Refused, Skipped
 from lora_studio.dataset.ingest.sources import Candidate, Source, file_key, find_candidates
-from lora_studio.errors import InputError, disk_errors
+from lora_studio.errors import DiskFullError, InputError, disk_errors
 from lora_studio.files import remove_temporary_files, write_atomic
 from lora_studio.plurals import format_count
 from lora_studio.workspace.project import records_folder
@@ -66,6 +66,7 @@ def import_paths(
     images_dir = images_dir.absolute()
     suffixes = known_suffixes(images_dir)
     candidates, report.refused = find_candidates([Path(source).expanduser() for source in sources], limits, suffixes)
+    _check_space(candidates, images_dir)
     with disk_errors(images_dir):
         images_dir.mkdir(parents=True, exist_ok=True)
         with _one_import(images_dir), _scratch_folder(images_dir) as scratch:
@@ -78,6 +79,19 @@ def import_paths(
     if 0 < loose < len(candidates):
         report.notes.append(f"{format_count(loose, 'image')} outside set folders imported into {images_dir.name!r}.")
     return report
+
+
+def _check_space(candidates: Sequence[Candidate], images_dir: Path) -> None:
+    """Raise DiskFullError if the images of zips need more than the free space of the dataset's disk."""
+    needed = sum(candidate.source.size for candidate in candidates if isinstance(candidate.source, Member))
+    free = shutil.disk_usage(next(place for place in images_dir.parents if place.is_dir())).free
+    if needed > free:
+        raise DiskFullError(
+            f"The zip unpacks to {needed / 2**30:.1f} GiB, and the disk of {images_dir} has {free / 2**30:.1f} GiB "
+            "free.",
+            "Free some disk space, then import it again. Nothing was imported.",
+            code="disk_full",
+        )
 
 
 @contextmanager

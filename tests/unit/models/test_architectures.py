@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from lora_studio.models.architectures import is_adapter, kind_of_pipeline, kind_of_tensors
+from lora_studio.models import architectures
+from lora_studio.models.architectures import is_adapter, kind_of_pipeline, kind_of_tensors, read_header
 
 
 @pytest.mark.parametrize(
@@ -44,3 +48,39 @@ def test_pipelines_of_other_models_are_named() -> None:
     assert kind_of_pipeline("StableDiffusionXLPipeline") == ""
     assert "FLUX" in kind_of_pipeline("FluxPipeline")
     assert "SanaPipeline" in kind_of_pipeline("SanaPipeline")
+
+
+def safetensors(path: Path, header: object, data: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def test_a_header_is_read_within_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    file = safetensors(tmp_path / "a.safetensors", {"__metadata__": {"a": "1"}, "x": entry, "y": entry})
+    assert read_header(file) == ({"x", "y"}, {"a": "1"})
+    monkeypatch.setattr(architectures, "MAX_TENSORS", 1)
+    with pytest.raises(ValueError, match="2 tensors; the limit is 1"):
+        read_header(file)
+    large = safetensors(tmp_path / "b.safetensors", b"{}" + b" " * (33 << 20))
+    with pytest.raises(ValueError, match="33 MiB; the limit is 32 MiB"):
+        read_header(large)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000,
+        b"",
+        b"null",
+        {"x": 1},
+        {"x": {"data_offsets": [0]}},
+        {"x": {"data_offsets": ["a", "b"]}},
+        {"x": {"data_offsets": [0, None]}},
+        {"__metadata__": [1]},
+    ],
+)
+def test_a_damaged_header_is_an_error_of_its_own_kind(tmp_path: Path, header: object) -> None:
+    with pytest.raises(ValueError, match=r"header|metadata"):
+        read_header(safetensors(tmp_path / "a.safetensors", header))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from lora_studio.errors import ConfigError, InputError
 from lora_studio.settings.choices import ExistingCaptions, Optimizer
 from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob, job_from_toml, job_to_toml
 from lora_studio.settings.ranges import expand_ranges
+from lora_studio.settings.recipe import Recipe
 
 
 def test_defaults_are_the_guides() -> None:
@@ -147,3 +148,28 @@ def test_broken_job_files_are_refused() -> None:
 
 def test_job_file_without_kind_is_a_training() -> None:
     assert isinstance(job_from_toml("name = 'a'\ndataset = 'd'\nbase = 'b'\n"), TrainJob)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"strengths": "0:1:0.05", "width": 4096, "height": 4096}, "megapixels together, more than 12,000"),
+        ({"strengths": "0:1:0.05", "steps": 200}, "200 steps of"),
+        ({"strengths": "0:1:0.05", "loras": ["a", "b"]}, "cells, more than 10,000"),
+    ],
+)
+def test_sweeps_that_nobody_waits_for_are_refused_with_the_limit(values: dict[str, Any], message: str) -> None:
+    large = {"loras": ["a"], "bases": ["b"], "prompts": [f"p{number}" for number in range(20)], "seeds": "1:15"}
+    assert SweepJob.parse(large | {"strengths": "0:1:0.05"}).steps == 25
+    with pytest.raises(ConfigError, match=message):
+        SweepJob.parse(large | values)
+
+
+def test_every_number_of_a_training_has_an_upper_bound() -> None:
+    unbounded = [
+        name
+        for name, info in Recipe.model_fields.items()
+        if {int, float} & {info.annotation, *get_args(info.annotation)}
+        and not any(hasattr(bound, "le") or hasattr(bound, "lt") for bound in info.metadata)
+    ]
+    assert not unbounded

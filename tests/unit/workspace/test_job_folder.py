@@ -12,7 +12,7 @@ import pytest
 
 from lora_studio.errors import InputError
 from lora_studio.events import Event, FailedEvent, PhaseEvent, ResumeEvent, StepEvent, TimestepsEvent
-from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.workspace.job_folder import (
     JobFolder,
     JobState,
@@ -72,6 +72,27 @@ def test_folder_without_a_job_is_an_input_error(tmp_path: Path) -> None:
 def test_status_of_a_living_worker_is_returned_unchanged(folder: JobFolder, state: JobState) -> None:
     folder.set_status(own_status(state))
     assert folder.status().state is state
+
+
+@pytest.mark.parametrize(
+    ("job", "left"),
+    [
+        (TrainJob(dataset=Path("d"), base="b"), "last saved state"),
+        (TagJob(dataset=Path("d"), tagger="wd14"), "remaining images"),
+        (SweepJob(loras=[Path("a")], bases=["b"], prompts=["c"]), "missing images"),
+        (DownloadJob(base="b"), "download again"),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_a_lost_job_says_what_a_resume_of_its_kind_does(tmp_path: Path, job: AnyJob, left: str) -> None:
+    folder = JobFolder.create(tmp_path / "001", job)
+    folder.set_status(JobStatus(state=JobState.RUNNING, pid=2**22 + 1))
+    status = folder.status()
+    assert status.state is JobState.FAILED
+    assert left in status.remedy
+    assert "worker.log" in status.remedy
+    folder.job_file.unlink()
+    assert folder.status().remedy == "See the end of worker.log."
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING])

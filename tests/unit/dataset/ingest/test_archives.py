@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import stat
+import struct
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from lora_studio.dataset.ingest.archives import Limits
 from lora_studio.dataset.ingest.importers import import_paths
-from lora_studio.errors import InputError
+from lora_studio.errors import DiskFullError, InputError
 from tests.support.import_sources import pack, png, tree
 
 
@@ -62,6 +64,30 @@ def test_refuses_a_zip_bomb_before_writing(tmp_path: Path, images_dir: Path, lim
     assert caught.value.code == "zip"
     assert not images_dir.exists()
     assert len(import_paths([archive], images_dir).added) == 1
+
+
+def test_refuses_a_zip_whose_entries_overlap(tmp_path: Path, images_dir: Path) -> None:
+    data = png(tmp_path)
+    archive = pack(tmp_path / "x.zip", {"a.png": data, "b.png": data})
+    with zipfile.ZipFile(archive) as opened:
+        first, second = (struct.pack("<I", info.header_offset) for info in opened.infolist())
+    content = archive.read_bytes()
+    position = content.rindex(second, 0, content.rindex(b"PK\5\6"))
+    archive.write_bytes(content[:position] + first + content[position + 4 :])
+    with pytest.raises(InputError, match=r"b\.png.*overlaps") as caught:
+        import_paths([archive], images_dir)
+    assert caught.value.code == "zip"
+    assert not images_dir.exists()
+
+
+def test_refuses_a_zip_that_does_not_fit_on_the_disk(
+    tmp_path: Path, images_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(tmp_path / "x.zip", {"a.png": png(tmp_path), "b.bmp": bytes(5 << 20)}, zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4 << 20))
+    with pytest.raises(DiskFullError, match=r"0\.0 GiB free"):
+        import_paths([archive], images_dir)
+    assert not images_dir.exists()
 
 
 def test_reports_a_damaged_zip_entry_and_imports_the_others(tmp_path: Path, images_dir: Path) -> None:
