@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_studio.dataset.captions.extension import known_suffixes
+from lora_studio.dataset.change_lock import change_lock
 from lora_studio.dataset.duplicates.find import DuplicateKind
 from lora_studio.dataset.images.decode import is_image_name
 from lora_studio.dataset.images.masks import mask_files
@@ -28,6 +29,7 @@ from lora_studio.plurals import format_count
 from lora_studio.workspace.project import records_folder
 
 REJECTED_FILE = "rejected.json"
+LOCK_SECONDS = 10.0  # that a curation waits for another program's import or curation
 
 
 class Move(BaseModel):
@@ -170,6 +172,9 @@ def reject(proposed: Iterable[Proposal], rejected_dir: Path) -> list[Path]:
         return []
     with disk_errors(rejected_dir):
         rejected_dir.mkdir(parents=True, exist_ok=True)
+    with disk_errors(rejected_dir), change_lock(rejected_dir.parent, seconds=LOCK_SECONDS):
+        # Another program may have moved some of them meanwhile.
+        existing = {path: item for path, item in existing.items() if path.is_file()}
         names = _Names(rejected_dir)
         # Entries whose files were never moved, because of a power loss, are recorded again.
         moved = [entry for entry in _load(rejected_dir).entries if any(file.name in names for file in entry.files)]
@@ -193,7 +198,13 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
     Returns the images that were restored, and those that stay because another file has their path, with the reason.
     Raises InputError or DiskFullError.
     """
-    wanted = None if images is None else {_absolute(image) for image in images}
+    if not (rejected_dir / REJECTED_FILE).exists():
+        return [], []
+    with disk_errors(rejected_dir), change_lock(rejected_dir.parent, seconds=LOCK_SECONDS):
+        return _restore(rejected_dir, None if images is None else {_absolute(image) for image in images})
+
+
+def _restore(rejected_dir: Path, wanted: set[Path] | None) -> tuple[list[Path], list[Proposal]]:
     restored, kept, remaining = [], [], []
     moves: list[tuple[Path, Path]] = []
     for entry in _load(rejected_dir).entries:
@@ -215,8 +226,7 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
         if waiting:
             restored.append(entry.image)
     _sync(moves)
-    if (rejected_dir / REJECTED_FILE).exists():
-        _save(rejected_dir, remaining)
+    _save(rejected_dir, remaining)
     return restored, kept
 
 

@@ -9,7 +9,6 @@ appears complete or not at all.
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePath
 
-from filelock import FileLock
-
 from lora_studio.dataset.captions.extension import known_suffixes
 from lora_studio.dataset.captions.text import decode_text, existing_caption, write_caption
+from lora_studio.dataset.change_lock import change_lock
 from lora_studio.dataset.curate import default_rejected_dir
 from lora_studio.dataset.duplicates.fingerprints import DECODE_SIDE
 from lora_studio.dataset.images.decode import SUFFIXES_BY_FORMAT, decode
@@ -40,7 +38,6 @@ Progress = Callable[[int, int], None]
 MAX_CAPTION_BYTES = 1 << 20  # bytes
 SCRATCH = ".import-"  # prefix of the folder in which members of archives are extracted
 STALE_SECONDS = 3600.0  # after which a temporary file is no longer being written
-LOCK = ".import.lock"  # in the dataset's folder of records
 
 
 def import_paths(
@@ -69,7 +66,7 @@ def import_paths(
     _check_space(candidates, images_dir)
     with disk_errors(images_dir):
         images_dir.mkdir(parents=True, exist_ok=True)
-        with _one_import(images_dir), _scratch_folder(images_dir) as scratch:
+        with change_lock(records_folder(images_dir)), _scratch_folder(images_dir) as scratch:
             known = KnownImages.of(images_dir, rejected_dir or default_rejected_dir(images_dir))
             for done, candidate in enumerate(candidates, 1):
                 _import_image(candidate, images_dir, known, scratch, report)
@@ -92,18 +89,6 @@ def _check_space(candidates: Sequence[Candidate], images_dir: Path) -> None:
             "Free some disk space, then import it again. Nothing was imported.",
             code="disk_full",
         )
-
-
-@contextmanager
-def _one_import(images_dir: Path) -> Iterator[None]:
-    """Let one import at a time write to a dataset; the lock file is removed at the end."""
-    lock = records_folder(images_dir) / LOCK
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            if os.name == "posix":  # Windows removes it on release; a waiting filelock notices the removal
-                lock.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lora_studio.dataset import curate as module
+from lora_studio.dataset.change_lock import change_lock
 from lora_studio.dataset.curate import (
     REJECTED_FILE,
     Proposal,
@@ -267,3 +269,38 @@ def test_masks_move_with_their_image(tmp_path: Path) -> None:
     assert sorted(set(tree(aside)) - {REJECTED_FILE}) == ["one-mask.webp", "one-masklabel.png", "one.png"]
     restore_images(aside)
     assert tree(folder) == before
+
+
+def test_two_programs_cannot_change_a_dataset_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    image = images / "a.png"
+    Image.new("RGB", (8, 8)).save(image)
+    found, rejected = [Proposal(path=image, reason="blurred")], images / "rejected"
+    monkeypatch.setattr(module, "LOCK_SECONDS", 0.1)
+    with change_lock(images), pytest.raises(InputError, match="imports or curates") as caught:
+        reject(found, rejected)
+    assert caught.value.code == "busy"
+    assert image.is_file()
+    assert reject(found, rejected) == [image]
+    with change_lock(images), pytest.raises(InputError, match="imports or curates"):
+        restore_images(rejected)
+    assert not image.exists()
+    assert restore_images(rejected)[0] == [image]
+    assert not list(images.glob(".*"))
+
+
+def test_images_that_two_programs_set_aside_at_once_are_all_recorded(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    paths = [images / f"{number}.png" for number in range(12)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+
+    def set_aside(path: Path) -> list[Path]:
+        return reject([Proposal(path=path, reason="blurred")], images / "rejected")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(set_aside, paths))
+    assert {entry.image for entry in rejected_images(images / "rejected")} == set(paths)
+    assert sorted(restore_images(images / "rejected")[0]) == sorted(paths)
