@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, ENOSPC, EROFS
+from errno import EDQUOT, EFBIG, EIO, ENOSPC, EROFS
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -108,7 +108,7 @@ class StopRequested(Exception):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raise DiskFullError or InputError, with a remedy, for the system's errors of a write to `path`."""
+    """Raise DiskFullError, JobError or InputError, with a remedy, for the system's errors of a write to `path`."""
     try:
         yield
     except OSError as error:
@@ -118,6 +118,12 @@ def disk_errors(path: Path) -> Iterator[None]:
                 "Free some disk space (the studio's cache folder can be deleted safely), then try again. "
                 "Everything saved before is intact.",
                 code="disk_full",
+            ) from error
+        if error.errno == EIO:
+            raise JobError(
+                f"The disk failed while {path} was written.",
+                "Check the disk, then try again. Everything saved before is intact.",
+                code="disk_error",
             ) from error
         if isinstance(error, PermissionError) or error.errno == EROFS:
             raise InputError(

@@ -188,7 +188,20 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         raise _lora_file_error(path, "has a header that is not valid JSON.", damaged) from error
     if not isinstance(header, dict):
         raise _lora_file_error(path, "has a header that is not valid JSON.", damaged)
+    if not all(_is_tensor(entry) for name, entry in header.items() if name != "__metadata__"):
+        raise _lora_file_error(path, "has a damaged header.", damaged)
     return header, 8 + length
+
+
+def _is_tensor(entry: object) -> bool:
+    """Return whether an entry of a header has a type and a shape of whole numbers from 0."""
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and isinstance(shape, list)
+        and all(isinstance(side, int) and side >= 0 for side in shape)
+    )
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def live_tickets(queue: Path) -> list[tuple[Path, str]]:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
+        if not isinstance(content, dict):
+            continue
         if is_process_alive(content.get("pid"), content.get("pid_started")):
             tickets.append((path, str(content.get("label", ""))))
         else:

@@ -146,15 +146,20 @@ class JobFolder:
         """Read job.toml, with absolute paths; raise InputError if it is missing or cannot be read."""
         if not self.exists:
             raise InputError(f"{self.path} does not contain a job.toml.", "Give the folder of a job.", code="no_job")
-        job = job_from_toml(self.job_file.read_text("utf-8"), str(self.job_file))
-        return with_found_paths(job, self.path)
+        try:
+            job = job_from_toml(self.job_file.read_text("utf-8"), str(self.job_file))
+            return with_found_paths(job, self.path)
+        except (OSError, ValueError) as error:  # not UTF-8, or a path with a NUL character
+            raise InputError(f"{self.job_file} cannot be read: {error}.", "Correct it.", code="job_file") from error
 
     def status(self) -> JobStatus:
         """Read status.json; a job whose worker process died is returned as failed."""
         try:
             status = JobStatus.model_validate_json((self.path / "status.json").read_bytes())
         except (OSError, ValidationError):
-            return JobStatus()
+            return self._status_without_file()
+        if "state" not in status.model_fields_set:
+            return self._status_without_file()
         if status.state.is_active and not is_process_alive(status.pid, status.pid_started):
             return status.model_copy(
                 update={
@@ -165,6 +170,18 @@ class JobFolder:
                 }
             )
         return status
+
+    def _status_without_file(self) -> JobStatus:
+        """Return what the other files say about a job whose status.json is missing or damaged."""
+        if self.result() is not None:
+            return JobStatus(state=JobState.DONE, message="Done")
+        if self.events_file.exists():
+            return JobStatus(
+                state=JobState.FAILED,
+                message="How the job ended is unknown: its status.json is missing or damaged.",
+                remedy=self.resume_remedy(),
+            )
+        return JobStatus()
 
     def resume_remedy(self) -> str:
         """Return what a resume of this kind of job does; empty if job.toml does not tell the kind."""
@@ -346,7 +363,7 @@ def is_process_alive(pid: int | None, started: float | None) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and (
             started is None or abs(process.create_time() - started) < 1.0
         )
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError, TypeError):  # a damaged file has any number
         return False
 
 

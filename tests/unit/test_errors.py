@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from errno import EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EROFS
+from errno import EACCES, EBUSY, EDQUOT, EFBIG, EIO, ENOSPC, EROFS
 from pathlib import Path
 
 import pytest
@@ -59,7 +59,13 @@ def test_missing_permission_raises_input_error(number: int) -> None:
     assert caught.value.code == "not_writable"
 
 
+def test_a_failing_disk_raises_job_error() -> None:
+    with pytest.raises(JobError, match=r"thing\.json") as caught, disk_errors(Path("thing.json")):
+        raise OSError(EIO, "failed")
+    assert caught.value.code == "disk_error"
+
+
 def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(OSError, match="broken") as caught, disk_errors(Path("thing.json")):
-        raise OSError(EIO, "broken")
+        raise OSError(EBUSY, "broken")
     assert not isinstance(caught.value, StudioError)
