@@ -144,7 +144,7 @@ class Catalogue:
             yield Scope(module, function, {})
 
     def _texts(self, node: ast.expr | None, scope: Scope) -> list[str]:
-        """Return all texts that an expression can have; "{name}" stands for what is known only when it runs."""
+        """Return all texts that an expression can have; "{name}" is a part that is known only when it runs."""
         match node:
             case None:
                 return [""]
