@@ -9,12 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio.models.pipeline import TextEmbeddings
-from lora_studio.models.prompt_weights import encode_prompt, parse_weights
+from lora_studio.models.prompt_weights import encode_prompt, parse_prompt
 from lora_studio.models.text_encoding import encode_text
 from tests.support.tiny_sdxl import make_pipeline
 
 SPECIAL = "()[]\\"
 plain = st.text(st.characters(codec="ascii", exclude_characters=SPECIAL), min_size=1, max_size=12)
+
+
+def parse_weights(prompt: str) -> list[tuple[str, float]]:
+    """Return the parts of a prompt without BREAK."""
+    [parts] = parse_prompt(prompt)
+    return parts
 
 
 @pytest.mark.parametrize(
@@ -89,6 +95,61 @@ def test_a_prompt_without_weights_is_encoded_as_captions_are(pipe: Any) -> None:
         ours = encode_prompt(*parts_of(pipe), text, 2)
         theirs = encode_text(*parts_of(pipe), [text], 2, length)
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True)), text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "groups"),
+    [
+        ("a BREAK b", [[("a", 1.0)], [("b", 1.0)]]),
+        ("a,\nBREAK\n b", [[("a,", 1.0)], [("b", 1.0)]]),
+        ("BREAKFAST, break", [[("BREAKFAST, break", 1.0)]]),
+        ("a BREAK, (b:1.5)", [[("a", 1.0)], [(", ", 1.0), ("b", 1.5)]]),
+        ("(a BREAK b:1.2) c", [[("a", 1.2)], [("b", 1.2), (" c", 1.0)]]),
+        ("BREAK a BREAK BREAK", [[("", 1.0)], [("a", 1.0)], [("", 1.0)], [("", 1.0)]]),
+    ],
+)
+def test_break_separates_parts(prompt: str, groups: list[list[tuple[str, float]]]) -> None:
+    assert parse_prompt(prompt) == groups
+
+
+words = st.lists(st.sampled_from(["a", "b", "c,", "BREAK"]), min_size=1, max_size=8)
+
+
+@given(words=words)
+def test_every_break_starts_one_group_and_nothing_else_is_lost(words: list[str]) -> None:
+    groups = parse_prompt(" ".join(words))
+    assert len(groups) == words.count("BREAK") + 1
+    kept = " ".join(text for group in groups for text, _ in group).split()
+    assert kept == [word for word in words if word != "BREAK"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("prompt", "chunks"),
+    [
+        ("a BREAK b c", ["a", "b c"]),
+        ("x" * 75 + " BREAK b", ["x" * 75, "b"]),
+        ("a " * 80 + "BREAK b", ["a " * 75, "a " * 5, "b"]),
+        ("BREAK a", ["", "a"]),
+        ("a BREAK BREAK b", ["a", "", "b"]),
+        ("a BREAK", ["a"]),
+        ("BREAK", [""]),
+    ],
+)
+def test_a_break_ends_a_chunk_which_is_encoded_alone(pipe: Any, prompt: str, chunks: list[str]) -> None:
+    hidden, pooled = encode_prompt(*parts_of(pipe), prompt, 2)
+    alone = [encode_prompt(*parts_of(pipe), chunk, 2) for chunk in chunks]
+    assert torch.allclose(hidden, torch.cat([one for one, _ in alone], dim=1), atol=1e-5)
+    assert torch.allclose(pooled, alone[0][1], atol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_after_a_break_are_those_of_their_chunk(pipe: Any) -> None:
+    whole, _ = encode_prompt(*parts_of(pipe), "a BREAK (b:1.5) c", 2)
+    alone, _ = encode_prompt(*parts_of(pipe), "(b:1.5) c", 2)
+    plain, _ = encode_prompt(*parts_of(pipe), "a", 2)
+    assert torch.allclose(whole, torch.cat([plain, alone], dim=1), atol=1e-5)
+    assert not torch.allclose(alone, encode_prompt(*parts_of(pipe), "b c", 2)[0], atol=1e-5)
 
 
 @torch.no_grad()
