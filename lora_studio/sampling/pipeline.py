@@ -46,8 +46,7 @@ class SamplingPipeline:
     @property
     def precision(self) -> str:
         """The precision of the computation, and of the UNet's weights if they are quantized."""
-        computed = str(self.base.unet.dtype).removeprefix("torch.")
-        return computed if self.base_precision is BasePrecision.FULL else f"{computed}, {self.base_precision.value}"
+        return precision_text(self.base.unet.dtype, self.base_precision)
 
     def encode(self, text: str, *, clip_skip: int) -> TextEmbeddings:
         """Encode a prompt of any length with A1111's weights, on the CPU if the GPU's memory is short.
@@ -91,6 +90,12 @@ class SamplingPipeline:
         encoders: list[nn.Module] = [*self.base.text_encoders]
         for encoder in encoders:
             encoder.to(device)
+
+
+def precision_text(dtype: torch.dtype, base_precision: BasePrecision) -> str:
+    """Return the precision of a computation in `dtype`, and of the UNet's weights if they are quantized."""
+    computed = str(dtype).removeprefix("torch.")
+    return computed if base_precision is BasePrecision.FULL else f"{computed}, {base_precision.value}"
 
 
 def load_sampling_pipeline(

@@ -25,18 +25,17 @@ from lora_studio.files import write_json
 from lora_studio.lora.alphas import content_hash
 from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.measures.models import named_feature_model
-from lora_studio.models.comfy_workflow import Workflow, WorkflowLora
 from lora_studio.models.pipeline import TextEmbeddings
-from lora_studio.models.png_info import CPU_NOISE, image_settings, infotext, load_png, save_png
-from lora_studio.models.samplers import SAMPLERS
+from lora_studio.models.png_info import infotext, load_png, save_png
 from lora_studio.sampling.adapter import Adapter, Strength, apply_loras
-from lora_studio.sampling.cells import AppliedLora, CellKey, SweepPlan, base_label
+from lora_studio.sampling.cell_texts import BaseFacts, cell_settings, cell_size, cell_texts, read_base_facts
+from lora_studio.sampling.cells import CellKey, SweepPlan, base_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures, measure
 from lora_studio.sampling.picture_measures import measure_pictures
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.sampling.recommend import recommendations
-from lora_studio.sampling.reuse import CellCache, CellTexts, content_key
+from lora_studio.sampling.reuse import CellCache, CellTexts
 from lora_studio.settings.choices import SweepAxis
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder
@@ -171,8 +170,13 @@ class _PromptCache:
 
 
 def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
-    """Generate the missing cells of one base, and free its memory at the end."""
+    """Generate the missing cells of one base, and free its memory at the end; without any it is not loaded."""
     job, report = state.job, state.report
+    keys = [key for key in state.plan.cells if key.base == base]
+    known = read_base_facts(base, home, job.mixed_precision)
+    texts = {} if known is None else _restore(state, keys, known)
+    if state.finished.issuperset(keys):
+        return
     pipeline = load_sampling_pipeline(
         base,
         home=home,
@@ -181,23 +185,32 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
         on_progress=lambda message: report(PhaseEvent(message=message)),
     )
     try:
-        keys = [key for key in state.plan.cells if key.base == base]
-        parameters = {key: _parameters(state, pipeline, key) for key in keys}
-        for key in keys:
-            if state.cache.restore(state.path(key), parameters[key]):
-                state.add(key)
+        facts = BaseFacts.of(pipeline, known)
+        if facts != known:
+            texts = _restore(state, keys, facts)
         pending = [key for key in keys if key not in state.finished]
-        texts = _PromptCache(pipeline, job.clip_skip, state.plan.negative_prompt(base))
+        prompts = _PromptCache(pipeline, job.clip_skip, state.plan.negative_prompt(base))
         for _, group in groupby(pending, key=lambda key: key.lora):
             if state.should_stop():
                 break
-            _generate_lora(state, pipeline, texts, list(group), parameters)
+            _generate_lora(state, pipeline, prompts, list(group), texts)
     finally:
         is_on_gpu = pipeline.device.type != "cpu"
         del pipeline
         if is_on_gpu:
             gc.collect()
             free_gpu_cache()
+
+
+def _restore(state: _SweepState, keys: Sequence[CellKey], base: BaseFacts) -> dict[CellKey, CellTexts]:
+    """Add the cells that exist, of this base and no other, to the result; return the texts of all."""
+    state.finished.difference_update(keys)
+    texts = {key: cell_texts(state.plan, key, base, state.lora_hashes) for key in keys}
+    for key in keys:
+        state.cells.pop(key, None)
+        if state.cache.restore(state.path(key), texts[key]):
+            state.add(key)
+    return texts
 
 
 def _generate_lora(
@@ -247,7 +260,7 @@ def _generate(
     parameters: dict[CellKey, CellTexts],
 ) -> None:
     """Generate cells one by one with the pipeline in its current state."""
-    width, height = _size(state.job, pipeline)
+    width, height = cell_size(state.job, pipeline.base.native_resolution)
     for prompt in [key.prompt for key in keys]:
         texts.prompt(prompt)  # all at once, since the text encoders leave the GPU afterwards
     for key in keys:
@@ -282,58 +295,6 @@ def _report_cell(state: _SweepState, cell: Cell) -> None:
     values = cell.model_dump(mode="json") | {"path": cell.path.relative_to(state.folder.path).as_posix()}
     done, total = len(state.finished), len(state.plan.cells)
     state.report(CellEvent(done=done, total=total, seconds_left=state.seconds_left, **values))
-
-
-def _size(job: SweepJob, pipeline: SamplingPipeline) -> tuple[int, int]:
-    """Return width and height in px; the base's native resolution where the job sets none."""
-    native = pipeline.base.native_resolution
-    return job.width or native, job.height or native
-
-
-def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) -> CellTexts:
-    """Return the parameters of a cell."""
-    job, applied = state.job, state.plan.applied(key)
-    settings = _settings(job, key.seed, _size(job, pipeline))
-    negative = state.plan.negative_prompt(key.base)
-    determinants = settings | {
-        "Prompt": key.prompt,
-        "Negative prompt": negative,
-        "Model hash": pipeline.base.hash,
-        "Prediction": [pipeline.base.prediction_type, pipeline.base.zero_terminal_snr],
-        "Clip skip": job.clip_skip,
-        "Precision": pipeline.precision,
-        "Loras": [[state.lora_hashes[lora.file.path], lora.unet, lora.text_encoder] for lora in applied],
-    }
-    settings |= {"Model hash": pipeline.base.hash[:10], "Model": base_label(key.base)}
-    settings |= {"Clip skip": job.clip_skip, **CPU_NOISE, "Precision": pipeline.precision}
-    if applied:
-        settings["Lora hashes"] = ", ".join(f"{lora.file.name}: {lora.file.model_hash[:12]}" for lora in applied)
-    prompt = " ".join([key.prompt, *(lora.prompt_text for lora in applied)]).strip()
-    workflow = _workflow(state, pipeline, key, applied)
-    return CellTexts(infotext(prompt, negative, settings), workflow.to_json(), content_key(determinants))
-
-
-def _workflow(state: _SweepState, pipeline: SamplingPipeline, key: CellKey, applied: Sequence[AppliedLora]) -> Workflow:
-    job, (width, height) = state.job, _size(state.job, pipeline)
-    return Workflow(
-        checkpoint=f"{base_label(key.base)}.safetensors",
-        loras=[WorkflowLora(lora.file.path.name, lora.unet, lora.text_encoder) for lora in applied],
-        prompt=key.prompt,
-        negative_prompt=state.plan.negative_prompt(key.base),
-        seed=key.seed,
-        sampler=job.sampler,
-        steps=job.steps,
-        guidance=job.guidance,
-        width=width,
-        height=height,
-        clip_skip=job.clip_skip,
-        zero_terminal_snr=pipeline.base.zero_terminal_snr,
-    )
-
-
-def _settings(job: SweepJob, seed: int, size: tuple[int, int]) -> dict[str, str | int | float]:
-    sampler = SAMPLERS[job.sampler].title
-    return image_settings(steps=job.steps, sampler=sampler, guidance=job.guidance, seed=seed, size=size)
 
 
 def _measures(state: _SweepState) -> list[dict[str, Any]]:
@@ -389,7 +350,7 @@ def _write_grid(state: _SweepState) -> Path:
         sections.append(GridSection(plan.page_label(page), rows))
     bases, seeds = ", ".join(plan.labels(SweepAxis.BASE)), ", ".join(map(str, plan.seeds))
     with Image.open(next(iter(state.cells.values())).path) as first:
-        settings = _settings(job, plan.seeds[0], first.size)
+        settings = cell_settings(job, plan.seeds[0], first.size)
     subtitle = f"{bases} · seed {seeds} · {job.steps} steps · CFG {job.guidance:g} · {settings['Size']} px"
     path = state.folder.path / "grid.png"
     grid = draw_grid(", ".join(plan.lora_labels) or bases, subtitle, plan.labels(arranged.columns), sections)

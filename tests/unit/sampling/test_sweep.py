@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from PIL import Image
 from lora_studio.errors import InputError
 from lora_studio.models.png_info import read_parameters, read_text
 from lora_studio.sampling import sweep as sweep_module
-from lora_studio.sampling.pipeline import load_sampling_pipeline
+from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.sampling.sweep import SweepResult, sweep
-from lora_studio.settings.choices import Precision
+from lora_studio.settings.choices import BasePrecision, Precision
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -236,6 +237,57 @@ def test_seeds_are_an_axis_and_shared_cells_are_copied(
         assert (pixels(cell.path) == pixels(originals[original, cell.strength, "inkstamp_hc, face"])).all()
     assert "<lora:renamed:1>" in read_parameters(result.cells[2].path)
     assert (pixels(result.cells[0].path) != pixels(result.cells[1].path)).any()
+
+
+@pytest.fixture
+def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that loads a base."""
+
+    def load(name: str, **given: Any) -> None:
+        raise AssertionError(f"loaded {name}")
+
+    monkeypatch.setattr(sweep_module, "load_sampling_pipeline", load)
+
+
+@pytest.mark.usefixtures("never_loaded")
+def test_the_base_is_not_loaded_if_all_cells_exist(
+    done: tuple[SweepResult, Events, Path], tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
+) -> None:
+    project = tmp_path / "sweeps"
+    own = Path(shutil.copytree(done[2], project / "001"))
+    again, _ = run(make_job(tiny_base, loras), own, home, resume=True)
+    assert [pixels(cell.path).sum() for cell in again.cells] == [pixels(cell.path).sum() for cell in done[0].cells]
+    assert not again.stopped
+    assert again.measures["rows"] == done[0].measures["rows"]
+    shared, _ = run(make_job(tiny_base, loras[1:], strengths=[0, 1]), project / "002", home)
+    assert [cell.strength for cell in shared.cells] == [0, 0, 1, 1]
+    assert not shared.stopped
+    assert shared.grid is not None
+    for changes in ({"seed": 10}, {"strengths": [0, 0.7, 0.9]}, {"bases": [str(tiny_base), "embedded"]}):
+        with pytest.raises(AssertionError, match="loaded"):
+            run(make_job(tiny_base, loras, **changes), project / "003", home)
+        shutil.rmtree(project / "003")
+
+
+def test_cells_of_another_precision_than_the_loaded_base_has_are_drawn_again(
+    done: tuple[SweepResult, Events, Path],
+    tiny_base: Path,
+    tmp_path: Path,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The facts read before loading are those of full precision; a GPU that is short of memory quantizes."""
+    project = tmp_path / "sweeps"
+    shutil.copytree(done[2], project / "001")
+    original = sweep_module.load_sampling_pipeline
+
+    def load(name: str, **given: Any) -> SamplingPipeline:
+        return replace(original(name, **given), base_precision=BasePrecision.INT8)
+
+    monkeypatch.setattr(sweep_module, "load_sampling_pipeline", load)
+    job = make_job(tiny_base, [], prompts=["clock", "new"], steps=2)
+    _, events = run(job, project / "002", home)
+    assert [values["prompt"] for event, values in events if event == "cell"] == ["clock", "new"]
 
 
 def test_stacked_loras_and_text_encoder_strengths_change_cells_and_are_written_into_them(
