@@ -70,7 +70,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
     with blocks:
         project = gr.BrowserState("", storage_key="lora-studio-project", secret=TITLE)
-        run, taken_back = gr.State(None), gr.State([])
+        run, taken_back, edited = gr.State(None), gr.State([]), gr.State(None)
         timer = gr.Timer(TICK_SECONDS, active=False)
         bar = gr.HTML(elem_id="loading-bar", js_on_load=script("request_queue.js"))
         html(js="form_fields.js")
@@ -89,7 +89,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
         )
         with gr.Column(visible=bool(home.projects())) as work, gr.Tabs(elem_classes="studio-tabs") as tabs:
             jobs = Jobs(home, local=mode is Mode.LOCAL)
-            studio = Studio(home, mode, jobs, project, run, tabs, timer, taken_back, loading_bar=bar)
+            studio = Studio(home, mode, jobs, project, run, tabs, timer, taken_back, edited, loading_bar=bar)
             pages: list[Page] = []
             for name, (label, build) in TABS.items():
                 with gr.Tab(label, id=name.value) as tab:

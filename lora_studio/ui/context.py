@@ -9,9 +9,10 @@ and look them up with `studio.find_project`. They return a dictionary from compo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import gradio as gr
 
@@ -23,6 +24,15 @@ from lora_studio.ui.widgets.html import error_card
 from lora_studio.workspace.project import Home, Project
 
 NEW_RUN = ""  # value of `Studio.run` while Train shows the form of a new run
+
+
+@dataclass(frozen=True)
+class EditedRun:
+    """A run of a project, by name, with which Train's form is to be filled, and the settings to change in it."""
+
+    project: str
+    run: str
+    values: Mapping[str, Any]
 
 
 class TabName(StrEnum):
@@ -53,6 +63,7 @@ class Studio:
       the tick after the end of a job is not dropped behind a slow one. Handlers that start a job restart the timer
       (`start_polling`).
     - `taken_back`: names of the settings that Plan set back to the plan since Train's form was last shown.
+    - `edited`: the `EditedRun` that Train's form is filled with when the tab is opened next; None for none.
     - `loading_bar`: shown along the top of the page while an event with `with_progress` runs.
     """
 
@@ -64,6 +75,7 @@ class Studio:
     tabs: gr.Tabs
     timer: gr.Timer
     taken_back: gr.State
+    edited: gr.State
     loading_bar: gr.HTML
 
     @property

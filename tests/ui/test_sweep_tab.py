@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from lora_studio.settings.job_specs import SweepJob
+from lora_studio.settings.changes import setting_changes
+from lora_studio.settings.job_specs import SweepJob, TrainJob
+from lora_studio.settings.values import format_value
 from lora_studio.ui.server import Mode
 from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.ui.train.tab import TrainTab
@@ -526,6 +528,73 @@ def test_measures_by_features_are_curves_with_a_sentence_and_show_what_is_copied
     assert "&lt;b&gt;.png: 10% as far as usual" in shown
     assert "It copies a training image" in shown
     assert "Leakage: strength 0, and prompts with and without {trigger}" in shown
+
+
+def write_leaking_measures(folder: JobFolder) -> None:
+    """Give a test of one LoRA measures that recommend 0.7 to 1, and say that it shows without the trigger word."""
+    rows = [{"base": BASE, "lora": "ink", "strength": 0, "closeness": [0.3, 0.02], "contrast": [0.2, 0.01]}]
+    rows += [
+        rows[0] | {"strength": strength, "closeness": [0.9, 0.03], "leakage": [0.95, 0.02], "seed_variety": [0.8, 0.1]}
+        for strength in (0.7, 1)
+    ]
+    pictures = {"features": "wd14", "images": 20, "rows": rows}
+    (folder.path / "measures.json").write_text(json.dumps({"rows": [], "pictures": pictures}), "utf-8")
+
+
+def test_a_verdict_is_tried_as_a_new_run(project: Project, interface: Interface, started: Started) -> None:
+    run = project.runs()[0]
+    write_leaking_measures(make_sweep(project, [run.path / "ink.safetensors"]))
+    job = run.job()
+    assert isinstance(job, TrainJob)
+    rate = job.recipe.text_encoder_lr
+    shown = interface.open_project("ink")["test_measures"]
+    assert f"{format_value(rate)} → {format_value(rate / 2)}, all else as in 001-ink" in shown
+    [pick] = re.findall(r'data-pick="(try:[^"]*)"', shown)
+    interface.call(TrainTab.open_form)
+    interface.call(SweepTab.try_change, pick=pick)
+    opened = interface.call(TrainTab.tab_selected)
+    assert float(interface.contents_of("recipe_text_encoder_lr")) == rate / 2
+    assert int(interface.contents_of("recipe_epochs")) == job.recipe.epochs
+    assert project.info().parent == "001-ink"
+    assert "001-ink" in opened["train_lineage"]
+    interface.call(TrainTab.start_training)
+    trained = started[0][0].job()
+    assert isinstance(trained, TrainJob)
+    assert [change.name for change in setting_changes(trained.recipe, job.recipe)] == ["text_encoder_lr"]
+    assert trained.parent == run.path
+    assert error_code(interface.call(SweepTab.try_change, pick="try:99")["test_notice"]) == "no_change"
+
+
+def test_only_a_run_of_the_project_can_be_tried_again(project: Project, interface: Interface, tmp_path: Path) -> None:
+    copy = tmp_path / "ink.safetensors"
+    copy.write_bytes(LORA.read_bytes())
+    write_leaking_measures(make_sweep(project, [copy]))
+    shown = interface.open_project("ink")["test_measures"]
+    assert "It shows without the trigger word" in shown
+    assert "try:" not in shown
+
+
+@pytest.mark.slow
+def test_the_recommended_strength_is_marked_and_a_verdict_opens_train(
+    open_page: Callable[..., Any], running: Any
+) -> None:
+    project = make_project(running.home, "a verdict")
+    write_leaking_measures(make_sweep(project, [make_run(project).path / "ink.safetensors"]))
+    page = open_page()
+    page.locator("#project input").click()
+    page.get_by_role("option", name="a verdict", exact=True).click()
+    page.get_by_role("tab", name="3 · Train").click()
+    page.locator("#train-section").get_by_text("All runs").click()
+    page.locator("#train-ledger").wait_for()
+    page.get_by_role("tab", name="4 · Test").click()
+    chart = page.locator("#test-measures studio-chart").first
+    for kind in ("mark", "spread"):
+        chart.locator(f".{kind}.recommended").first.wait_for(state="attached")
+    page.locator("#test-measures").get_by_role("button", name="Try this as a new run").click()
+    page.locator("#train-lineage").get_by_text("001-ink").first.wait_for()
+    page.locator("#train-start").wait_for()
+    assert project.info().recipe["text_encoder_lr"] > 0
+    assert project.info().parent == "001-ink"
 
 
 def test_the_recommended_checkpoint_is_named_with_those_that_are_as_good(

@@ -205,7 +205,7 @@ def _results() -> Results:
     html(grid.strength_advice())
     with gr.Accordion("How to read the grid", open=False):
         html(grid.how_to_read())
-    measures = html(elem_id="test-measures", js="lightbox.js")
+    measures = html(elem_id="test-measures", js=("pick.js", "lightbox.js"))
     with gr.Accordion("Log", open=False, visible=False) as log_fold:
         log_lines = html(elem_id="test-log")
     before = html(elem_id="test-before")

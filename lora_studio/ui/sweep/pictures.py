@@ -21,6 +21,7 @@ from lora_studio.sampling.recommend import (
 )
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.sweep.curves import measure_charts
+from lora_studio.ui.sweep.next_run import TRY, change_to_try
 from lora_studio.ui.widgets.html import TableRow, Tone, card, cards, heading, hint, render, table
 from lora_studio.ui.widgets.thumbnails import THUMBNAIL_SIZE, thumbnail_url_or_empty
 from lora_studio.workspace.project import Home
@@ -141,11 +142,11 @@ def figure(measured: Measured, *, percent: bool = False) -> str:
 def _verdicts(view: SweepView, measures: PictureMeasures) -> Markup:
     """Return a card per LoRA and base: the verdict with its evidence and next step, and the recommended strength.
 
-    Then a card per run with several checkpoints: the recommended one.
+    Where the next step is a setting, a button tries it. Of a run with several checkpoints, a card recommends one.
     """
     series = measures.by_lora()
     found = []
-    for (lora, base), rows in series.items():
+    for place, ((lora, base), rows) in enumerate(series.items()):
         if not lora:
             continue
         verdict, advice = judge_lora(rows, measures.features), recommend_strength(rows, measures.features)
@@ -155,7 +156,17 @@ def _verdicts(view: SweepView, measures: PictureMeasures) -> Markup:
             to = f" ({advice.low:g} to {advice.high:g} are as good)" if advice.low != advice.high else ""
             strength = f"Recommended strength: {advice.strength:g}{to}. "
         evidence = f"{verdict.evidence} {strength}{advice.reason}"
-        found.append(card(f"{name}{verdict.title}", evidence, verdict.next_step, TONES[verdict.level]))
+        found.append(
+            render(
+                "sweep/verdict.html",
+                title=f"{name}{verdict.title}",
+                evidence=evidence,
+                next_step=verdict.next_step,
+                tone=TONES[verdict.level],
+                change=change_to_try(view, lora, verdict),
+                pick=f"{TRY}{place}",
+            )
+        )
     if not found:
         return Markup("")
     found += [_checkpoint_card(view, advice) for advice in recommend_checkpoints(measures, view.plan)]

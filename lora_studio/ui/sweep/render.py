@@ -12,7 +12,7 @@ from lora_studio.errors import InputError
 from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.settings.job_specs import SweepJob
-from lora_studio.ui.context import Studio
+from lora_studio.ui.context import Studio, TabName
 from lora_studio.ui.state.first_tests import before_training, load_first_test
 from lora_studio.ui.state.lora_files import lora_choices
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
@@ -41,6 +41,7 @@ class SweepRenderer:
 
     def render(self, state: SweepState) -> Updates:
         """Return the updates that show a state."""
+        studio = self.studio
         sweep = SweepView.load(sweep_named(state.project, state.sweep)) if state.sweep else None
         return {
             **self._panels(state),
@@ -49,8 +50,9 @@ class SweepRenderer:
             **(self._form(state.project, state.form) if state.form else {}),
             **(self.layout.form.mark_errors(state.wrong) if state.wrong is not None else {}),
             **({self.layout.panels.notice: error_card(state.error)} if state.error else {}),
-            **(self.studio.start_polling() if state.is_job_started else {}),
+            **(studio.start_polling() if state.is_job_started else {}),
             **({self.layout.lora_import.path: ""} if state.is_path_imported else {}),
+            **({studio.edited: state.edited, **studio.goto(TabName.TRAIN)} if state.edited else {}),
         }
 
     def _panels(self, state: SweepState) -> Updates:

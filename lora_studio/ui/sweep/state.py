@@ -13,6 +13,7 @@ from lora_studio.sampling.cells import Arrangement
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.settings.sample_prompts import AUTO_NEGATIVE, negative_prompt, read_sample_prompts
 from lora_studio.settings.sections.samples import SampleSettings
+from lora_studio.ui.context import EditedRun
 from lora_studio.ui.state.lora_files import LoraChoice, lora_choices
 from lora_studio.workspace.project import Project, ProjectInfo
 
@@ -101,7 +102,7 @@ class SweepState:
 
     `sweep`, `cell`, `pinned` and `arrangement` are as in `SweepPage`. `form` is the form's new content, None leaves it
     to the user; `wrong` are fields in which errors are marked. `is_job_started` starts the polling of jobs. `is_tick`
-    leaves to the user what a click may change meanwhile.
+    leaves to the user what a click may change meanwhile. `edited` is what Train's form is opened with.
     """
 
     project: Project
@@ -115,6 +116,7 @@ class SweepState:
     is_job_started: bool = False
     is_path_imported: bool = False
     is_tick: bool = False
+    edited: EditedRun | None = None
 
 
 def default_sweep(project: Project) -> str:

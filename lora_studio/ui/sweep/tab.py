@@ -22,6 +22,7 @@ from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep.grid import arrange
 from lora_studio.ui.sweep.layout import SweepLayout, build_layout
 from lora_studio.ui.sweep.lightbox import CLOSE, PIN, STAR
+from lora_studio.ui.sweep.next_run import edited_run
 from lora_studio.ui.sweep.release import Release
 from lora_studio.ui.sweep.render import SweepRenderer, cell_count
 from lora_studio.ui.sweep.state import (
@@ -108,6 +109,8 @@ class SweepTab:
         events.on(results.sweeps.click, self.select_sweep, sends="pick")
         events.on(results.grid.click, self.pick_in_grid, sends="pick", outputs=images)
         events.on(results.large.click, self.select_cell, sends="pick", outputs=images)
+        train = [self.studio.edited, self.studio.tabs, self.layout.panels.notice]
+        events.on(results.measures.click, self.try_change, sends="pick", outputs=train)
         # The browser processes every output of a tick: the form with its many fields is not among them.
         events.on_tick(self.studio.timer.tick, self.tick, outputs=live, trigger_mode="always_last")
 
@@ -234,6 +237,11 @@ class SweepTab:
         elif text.startswith(PIN):
             return replace(page.shown, pinned="" if page.pinned == name else name)
         return replace(page.shown, cell=name)
+
+    def try_change(self, page: SweepPage, pick: object) -> SweepState:
+        """Open Train with the settings of the tested run and the change that the verdict asks for."""
+        view = SweepView.load(sweep_named(page.project, page.sweep))
+        return replace(page.shown, edited=edited_run(page.project, view, str(pick)))
 
     def upload_lora(self, page: SweepPage, file: str | None) -> SweepState:
         """Import an uploaded LoRA file."""

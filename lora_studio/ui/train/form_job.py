@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from lora_studio.errors import ConfigError
-from lora_studio.planning.project_plan import NextRun
+from lora_studio.planning.project_plan import NextRun, load_plan, save_changes
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
-from lora_studio.ui.train.lineage import saved_parent
+from lora_studio.ui.train.lineage import save_parent, saved_parent
 from lora_studio.ui.train.state import OtherFields, TrainForm
+from lora_studio.ui.widgets.job_fields import JobFiles
 from lora_studio.workspace.project import Project
 
 
@@ -23,6 +25,18 @@ def save_subsets(project: Project, subsets: Sequence[Subset]) -> None:
     named = [subset.model_copy(update={"image_dir": Path(subset.image_dir.name)}) for subset in subsets]
     if named != info.subsets:
         project.save_info(info.model_copy(update={"subsets": named}))
+
+
+def save_run_settings(project: Project, name: str, job: TrainJob, values: Mapping[str, Any]) -> OtherFields:
+    """Store a run's settings as changes to the project's plan, some of them with other values, and the run as parent.
+
+    Returns the fields outside of the recipe.
+    """
+    recipe = Recipe.parse({**job.recipe.model_dump(), **values}) if values else job.recipe
+    save_subsets(project, job.subsets)
+    save_changes(project, recipe, load_plan(project).recipe)
+    save_parent(project, name)
+    return OtherFields(job.name, JobFiles.of(job))
 
 
 def figures_of(form: TrainForm, recipe: Recipe) -> NextRun:

@@ -61,7 +61,7 @@ class TrainRenderer:
             updates[layout.aside.runs] = view.runs_table(state.listed.runs, selected)
         if state.form is not None:
             updates |= layout.form.show(state.form)
-            updates[self.studio.taken_back] = []
+            updates |= {self.studio.taken_back: [], self.studio.edited: None}
         if state.other is not None:
             updates |= {layout.form_side.name: state.other.name} | layout.job_fields.fill(state.other.files)
             updates |= {layout.exchange.result: "", layout.exchange.download: gr.DownloadButton(visible=False)}

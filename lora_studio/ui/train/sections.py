@@ -12,7 +12,7 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.context import Page, Studio
 from lora_studio.ui.train.compare import Compare, CompareLayout, build_compare
 from lora_studio.ui.train.ledger import COMPARE, OPEN, Ledger, LedgerLayout, build_ledger, picked
-from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
 from lora_studio.ui.widgets.segments import segments
 from lora_studio.workspace.project import Project
@@ -73,6 +73,7 @@ class Sections:
         own = [*columns, *self.ledger.outputs, *self.compare.outputs]
         inputs = [studio.project, studio.run, layout.section, layout.ledger.scope]
         layout.section.input(self.switch, inputs, own, **progress)
+        studio.edited.change(self.show_form, None, columns, **NO_PROGRESS)
         outputs = list(dict.fromkeys([*own, *run_page.outputs]))
         for component in (layout.ledger.detail, layout.ledger.suggestion):
             component.click(self.click_in_ledger, [studio.project], outputs, **progress)
@@ -90,6 +91,10 @@ class Sections:
         if section == Section.COMPARE:
             return {**updates, **self.compare.show(project, None, run)}
         return updates
+
+    def show_form(self) -> Updates:
+        """Show the section of a run, in which the form is: Test has chosen what fills it."""
+        return self._at(Section.RUN)
 
     def click_in_ledger(self, project: str, event: gr.EventData) -> Updates:
         """Open a run, fill the form with its settings, or compare it with its parent."""

@@ -12,7 +12,7 @@ from typing import Any
 from lora_studio.errors import InputError
 from lora_studio.interop.write import ExportedSettings
 from lora_studio.planning.project_plan import NextRun, ProjectPlan, load_plan
-from lora_studio.ui.context import NEW_RUN
+from lora_studio.ui.context import NEW_RUN, EditedRun
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.widgets.job_fields import JobFiles
@@ -44,7 +44,8 @@ class TrainForm:
     """The page with the contents of the form.
 
     `filled_from` is the plan that the form was filled from; None if it was not filled for this project, or by a server
-    that has been restarted since. `taken_back` names the settings that Plan has set back to the plan since then.
+    that has been restarted since. `taken_back` names the settings that Plan has set back to the plan since then,
+    `edited` is the run that Test has chosen to fill the form with.
     """
 
     project: Project
@@ -53,6 +54,7 @@ class TrainForm:
     typed: Mapping[str, Any]
     other: OtherFields
     taken_back: Sequence[str] = ()
+    edited: EditedRun | None = None
 
     @cached_property
     def planned(self) -> ProjectPlan:

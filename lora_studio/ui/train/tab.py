@@ -32,7 +32,7 @@ from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.exchange import ProjectImport, export_run
 from lora_studio.ui.train.extend import USE_FILE, file_offer
-from lora_studio.ui.train.form_job import figures_of, job_of, save_subsets, with_job
+from lora_studio.ui.train.form_job import figures_of, job_of, save_run_settings, save_subsets, with_job
 from lora_studio.ui.train.layout import GUIDE_DEFAULTS, TrainLayout, build_layout
 from lora_studio.ui.train.lineage import NO_PARENT, SPLIT, save_parent, split_runs
 from lora_studio.ui.train.own_presets import PresetFiles
@@ -45,7 +45,6 @@ from lora_studio.ui.train.variants import axes_of_form, variants_of_form, varian
 from lora_studio.ui.train.view import ALL_BACK, OPEN_PLAN, WITHOUT_SUBSETS
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
-from lora_studio.ui.widgets.job_fields import JobFiles
 from lora_studio.ui.widgets.recipe_form import RecipeContents
 from lora_studio.workspace.job_folder import slugify
 from lora_studio.workspace.project import Project
@@ -95,11 +94,11 @@ class TrainTab:
         form = [side.name, *layout.form.outputs, *layout.job_fields, layout.planned]
         exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
         presets = [layout.presets.name, layout.presets.own, layout.presets.download, layout.presets.result]
-        shared = [layout.form.planned, studio.timer, studio.tabs, studio.taken_back]
+        shared = [layout.form.planned, studio.timer, studio.tabs, studio.taken_back, studio.edited]
         form_side = [side.source, side.lineage, side.preset, layout.file_offer, layout.variants.summary]
         outputs = [*live, *form, *form_side, *presets, *exchange, *shared]
         events = TabEvents(page, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
-        inputs = [*page, *form, studio.taken_back]
+        inputs = [*page, *form, studio.taken_back, studio.edited]
         form_events = TabEvents(inputs, outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
         self._wire_run(events, live)
         RunPanel(studio, layout.run_panel).wire()
@@ -183,8 +182,8 @@ class TrainTab:
         filled_from = planned if planned is not None and planned.project == page.project else None
         files = layout.job_fields.read(values, local=self.studio.mode is Mode.LOCAL)
         other = OtherFields((values[layout.form_side.name] or "").strip(), files)
-        taken_back = values[self.studio.taken_back]
-        return TrainForm(page.project, page.run, filled_from, layout.form.read(values), other, taken_back)
+        handed = values[self.studio.taken_back], values[self.studio.edited]
+        return TrainForm(page.project, page.run, filled_from, layout.form.read(values), other, *handed)
 
     def show_run(self, project: Project, name: str) -> Updates:
         """Return the updates that show a run; raises InputError if the project has none with this name."""
@@ -206,7 +205,13 @@ class TrainTab:
         return self.render(self._run(project, run)) | {self.layout.planned: None}
 
     def tab_selected(self, form: TrainForm) -> TrainState:
-        """Update the tab when it is opened. The form follows the plan, except for what the user changed."""
+        """Update the tab when it is opened. The form follows the plan, except for what the user changed.
+
+        A run that Test has chosen fills the form.
+        """
+        edited = form.edited
+        if edited is not None and edited.project == form.project.name:
+            return self._edited(form.project, edited.run, edited.values)
         run = form.run
         if run is None or (run != NEW_RUN and run not in {folder.name for folder in form.project.runs()}):
             run = self.reader.default_run(form.project)
@@ -253,11 +258,7 @@ class TrainTab:
 
     def edit_and_rerun(self, page: TrainPage) -> TrainState:
         """Fill the form with the settings of the shown run; they become changes to the plan."""
-        job = self.reader.run(page.project, self._shown_run(page)).job
-        save_subsets(page.project, job.subsets)
-        save_changes(page.project, job.recipe, load_plan(page.project).recipe)
-        save_parent(page.project, self._shown_run(page))
-        return self._filled_form(page.project, OtherFields(job.name, JobFiles.of(job)))
+        return self._edited(page.project, self._shown_run(page), {})
 
     def select_run(self, page: TrainPage, pick: object) -> TrainState:
         """Show another run."""
@@ -382,6 +383,10 @@ class TrainTab:
         contents = RecipeContents(planned.recipe, {}, planned.values)
         run = with_job(planned.next_run(other.files.regularization, other.files.num_processes), other)
         return TrainState(run, self.reader.run_list(project, NEW_RUN), contents, other)
+
+    def _edited(self, project: Project, run: str, values: Mapping[str, Any]) -> TrainState:
+        """Fill the form with a run's settings, some of them changed; raises InputError if there is no such run."""
+        return self._filled_form(project, save_run_settings(project, run, self.reader.run(project, run).job, values))
 
     def _next_run(self, planned: ProjectPlan, contents: RecipeContents, form: TrainForm) -> NextRun:
         try:
