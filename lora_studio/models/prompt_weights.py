@@ -59,11 +59,11 @@ def parse_prompt(prompt: str) -> list[Segments]:
         for start in opened[bracket]:
             multiply(start, factor)
     groups: list[Segments] = [[]]
-    for text, weight in zip(texts, weights, strict=True):
-        if text is None:
+    for part, factor in zip(texts, weights, strict=True):
+        if part is None:
             groups.append([])
-        elif text:
-            groups[-1].append((text, weight))
+        elif part:
+            groups[-1].append((part, factor))
     return [_merged(group) or [("", 1.0)] for group in groups]
 
 
