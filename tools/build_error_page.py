@@ -36,8 +36,11 @@ def error_page() -> str:
     catalogue = Catalogue()
     declared = read_meanings()
     meanings, remedies = declared["meanings"], declared["remedies"]
+    codes = {error.code for error in catalogue.errors} | {"config"}
+    if unknown := codes - set(meanings):
+        raise SystemExit(f"Write what these codes mean to {MEANINGS.name}: {', '.join(sorted(unknown))}")
     lines = [INTRODUCTION]
-    for code in sorted({error.code for error in catalogue.errors} | {"config"}):
+    for code in sorted(codes):
         errors = [error for error in catalogue.errors if error.code == code]
         wrong_input = all(catalogue.kinds[error.kind] for error in errors)
         lines += [f"## `{code}` {{ #{code} }}", "", f"{meanings[code]} Exit status {2 if wrong_input else 1}.", ""]
