@@ -1,7 +1,7 @@
 """Build the pictures of docs/tutorial.md from a real run: `python tools/build_tutorial_pictures.py`.
 
 The demo is run into a project, then a headless Chromium shows it, and a second project whose images are not curated.
-Needs Chromium and Playwright. `--home FOLDER` keeps the run, and uses one that is there.
+Needs Chromium and Playwright. `--home FOLDER` keeps the run, and uses an existing one; `--steps N` shortens it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ NEW_PROJECT = f"{EXAMPLE_NAME} 2"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path)
-    given = parser.parse_args().home
+    parser.add_argument("--steps", type=int)
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.home()) as temporary:
-        home = Home((given or Path(temporary)).resolve())
-        prepare(home)
+        home = Home((given.home or Path(temporary)).resolve())
+        prepare(home, given.steps)
         running = start_app(Path(temporary), home=home)
         try:
             take_pictures(running.url)
@@ -47,11 +48,11 @@ def main() -> None:
             stop_app(running.process)
 
 
-def prepare(home: Home) -> None:
+def prepare(home: Home, steps: int | None) -> None:
     """Run the demo in a project of the home, and create another one as it is after an import."""
     project = home.path / "projects" / EXAMPLE_NAME
     if not project.exists():
-        run_demo(project, home=home, steps=None, on_event=lambda event: None, on_stage=print)
+        run_demo(project, home=home, steps=steps, on_event=lambda event: None, on_stage=print)
     if NEW_PROJECT not in {known.name for known in home.projects()}:
         create_example(home)
 
