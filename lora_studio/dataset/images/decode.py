@@ -42,6 +42,7 @@ MASK_ENDING = "-masklabel"  # end of the stem of a mask file, as in OneTrainer
 
 MAX_PIXELS = 100_000_000
 MAX_PIXELS_HERE = 32_000_000  # of an image that is decoded in this process
+MAX_BYTES_HERE = 64 * 2**20  # of a file that is opened in this process: some headers take as much memory as the file
 COSTLY_FORMATS = frozenset(("TIFF", "AVIF", "HEIF"))  # whose decoders take any memory and time that a file asks for
 JPEG_SCAN = b"\xff\xda"  # marker (ITU-T T.81) that begins a scan, and that compressed data cannot contain
 MAX_SCANS = 50  # of a JPEG that is decoded in this process; a progressive one has about 10
@@ -171,9 +172,11 @@ def decode(path: Path, *, min_side: int | None = None, with_alpha: bool = False)
     if the file cannot be decoded, or not within the limits.
     """
     try:
-        with _reading(path), _opened(path) as image:
-            if not _is_costly(path, image):
-                return _decode(image, min_side, with_alpha)
+        with _reading(path):
+            if path.stat().st_size <= MAX_BYTES_HERE:
+                with _opened(path) as image:
+                    if not _is_costly(path, image):
+                        return _decode(image, min_side, with_alpha)
     except MemoryError as error:
         raise _unreadable(path, "there is not enough memory") from error
     return _decode_in_pool(path, min_side, with_alpha)

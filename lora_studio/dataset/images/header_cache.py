@@ -10,7 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 from lora_studio.dataset.buckets import Size
-from lora_studio.dataset.images.decode import MAX_PIXELS, ORIENTATION_TAG, decode, file_sha256, pillow_formats
+from lora_studio.dataset.images.decode import (
+    MAX_BYTES_HERE,
+    MAX_PIXELS,
+    ORIENTATION_TAG,
+    decode,
+    file_sha256,
+    pillow_formats,
+)
 from lora_studio.errors import InputError
 from lora_studio.files import cached_by_stamp
 
@@ -25,8 +32,12 @@ MIN_DECODED_SIDE = 64  # px: a JPEG is decoded at a reduced size, which is faste
 def upright_size(path: Path) -> Size | None:
     """Return width and height by the image's header and EXIF orientation; None if it is unreadable or too large.
 
+    A file above MAX_BYTES_HERE is not opened; `readable_size` decodes it within limits.
+
     Raises OSError if the file does not exist.
     """
+    if path.stat().st_size > MAX_BYTES_HERE:
+        return None
     try:
         with Image.open(path, formats=pillow_formats()) as image:
             width, height = image.size
@@ -67,9 +78,10 @@ def is_transparent(path: Path) -> bool:
 
     Raises InputError if the image cannot be decoded, OSError if the file does not exist.
     """
-    with suppress(Exception), Image.open(path, formats=pillow_formats()) as image:  # decode reports what is wrong
-        if not image.has_transparency_data:
-            return False
+    if path.stat().st_size <= MAX_BYTES_HERE:
+        with suppress(Exception), Image.open(path, formats=pillow_formats()) as image:  # decode reports what is wrong
+            if not image.has_transparency_data:
+                return False
     return decode(path, min_side=MIN_DECODED_SIDE).transparent
 
 

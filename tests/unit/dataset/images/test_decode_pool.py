@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lora_studio.dataset.images import decode as images
+from lora_studio.dataset.images import header_cache
 from lora_studio.dataset.images.decode import JPEG_SCAN, MAX_SCANS, decode, decode_here, image_info, thumbnail
 from lora_studio.dataset.images.decode_pool import MEMORY_LIMIT, POOL, TIME_LIMIT, Child, DecodePool
 from lora_studio.dataset.scan import scan_image
@@ -158,6 +159,18 @@ def test_formats_with_complex_decoders_are_decoded_elsewhere(
     path = tmp_path / f"a{suffix}"
     gradient().save(path)
     assert was_decoded_elsewhere(path, monkeypatch)
+
+
+def test_a_very_large_file_is_opened_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    gradient().save(path)
+    assert not was_decoded_elsewhere(path, monkeypatch)
+    for module in (images, header_cache):
+        monkeypatch.setattr(module, "MAX_BYTES_HERE", path.stat().st_size - 1)
+    assert was_decoded_elsewhere(path, monkeypatch)
+    assert header_cache.upright_size(path) is None
+    assert header_cache.readable_size(path) == (640, 400)
+    assert not header_cache.is_transparent(path)
 
 
 def test_a_jpeg_with_very_many_scans_is_decoded_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
