@@ -1,4 +1,4 @@
-"""Generate one image with a base model through diffusers' SDXL pipeline."""
+"""Generate images with a base model through diffusers' SDXL pipeline."""
 
 from __future__ import annotations
 
@@ -71,11 +71,18 @@ def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
 
 
 def generate_image(
+    pipe: StableDiffusionXLPipeline, prompt: TextEmbeddings, negative: TextEmbeddings, *, seed: int, **settings: Any
+) -> Image.Image | None:
+    """Generate one image; see `generate_images`."""
+    return generate_images(pipe, [prompt], negative, seeds=[seed], **settings)[0]
+
+
+def generate_images(
     pipe: StableDiffusionXLPipeline,
-    prompt: TextEmbeddings,
+    prompts: Sequence[TextEmbeddings],
     negative: TextEmbeddings,
     *,
-    seed: int,
+    seeds: Sequence[int],
     steps: int,
     guidance: float,
     width: int,
@@ -83,13 +90,13 @@ def generate_image(
     should_stop: Callable[[], bool] = lambda: False,
     offload: Sequence[nn.Module] = (),
     decode_in_half: bool = True,
-) -> Image.Image | None:
-    """Generate one image; the same seed gives the same initial noise on every device.
+) -> list[Image.Image | None]:
+    """Generate an image per prompt in one batch; the same seed gives the same initial noise on every device.
 
     `guidance` is the classifier-free guidance scale; `negative` is used only above 1. The modules in `offload` are on
-    the CPU while latents are decoded, if there is not enough memory otherwise. With `decode_in_half` they are decoded
-    in the UNet's precision first. Returns None if `should_stop` became true meanwhile, or if latents or pixels are NaN
-    or infinite, as can happen with a LoRA that is too strong.
+    the CPU while latents are decoded, one by one, if there is not enough memory otherwise. With `decode_in_half` they
+    are decoded in the UNet's precision first. An image is None if `should_stop` became true meanwhile, or if its
+    latents or pixels are NaN or infinite, as can happen with a LoRA that is too strong.
     """
     stopped = False
 
@@ -98,24 +105,28 @@ def generate_image(
         stopped = pipe._interrupt = stopped or should_stop()
         return values
 
-    tokens = lcm(prompt.hidden.shape[1], negative.hidden.shape[1])
-    prompt, negative = prompt.repeated(tokens), negative.repeated(tokens)
+    tokens = lcm(*(text.hidden.shape[1] for text in (*prompts, negative)))
+    texts = [prompt.repeated(tokens) for prompt in prompts]
+    against = negative.repeated(tokens)
     latents = pipe(
-        prompt_embeds=prompt.hidden,
-        pooled_prompt_embeds=prompt.pooled,
-        negative_prompt_embeds=negative.hidden,
-        negative_pooled_prompt_embeds=negative.pooled,
+        prompt_embeds=torch.cat([text.hidden for text in texts]),
+        pooled_prompt_embeds=torch.cat([text.pooled for text in texts]),
+        negative_prompt_embeds=against.hidden.repeat(len(texts), 1, 1),
+        negative_pooled_prompt_embeds=against.pooled.repeat(len(texts), 1),
         num_inference_steps=steps,
         guidance_scale=guidance,
         width=width,
         height=height,
-        generator=torch.Generator("cpu").manual_seed(seed),
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         output_type="latent",
         callback_on_step_end=after_step,
     ).images
-    if stopped or not torch.isfinite(latents).all():
-        return None
-    return _decode_latents(pipe, latents, offload, decode_in_half)
+    if stopped:
+        return [None] * len(texts)
+    return [
+        _decode_latents(pipe, own, offload, decode_in_half) if torch.isfinite(own).all() else None
+        for own in latents.split(1)
+    ]
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from lora_studio.device import free_gpu_bytes, free_gpu_cache, torch_device, tor
 from lora_studio.errors import InputError
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.locate import resolve_base
-from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
+from lora_studio.models.pipeline import TextEmbeddings, generate_image, generate_images, make_pipeline
 from lora_studio.models.prompt_weights import encode_prompt
 from lora_studio.models.quantize import quantize
 from lora_studio.models.samplers import make_scheduler
@@ -78,6 +78,16 @@ class SamplingPipeline:
         self._move_text_encoders(torch.device("cpu"))
         return generate_image(
             self.pipe, prompt, negative, offload=[self.base.unet], decode_in_half=self.decodes_in_half, **settings
+        )
+
+    def generate_batch(
+        self, prompts: Sequence[TextEmbeddings], negative: TextEmbeddings, **settings: Any
+    ) -> list[Image.Image | None]:
+        """Generate an image per prompt at once; see `generate_images` for the settings and for when one is None."""
+        self._move_text_encoders(torch.device("cpu"))
+        offload = [self.base.unet]
+        return generate_images(
+            self.pipe, prompts, negative, offload=offload, decode_in_half=self.decodes_in_half, **settings
         )
 
     @torch.no_grad()

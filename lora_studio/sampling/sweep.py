@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from pydantic import BaseModel
 
@@ -40,6 +41,8 @@ from lora_studio.settings.choices import SweepAxis
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+
+BATCH_PIXELS, MAX_BATCH = 4 * 128**2, 4
 
 
 class Cell(BaseModel):
@@ -259,36 +262,52 @@ def _generate(
     keys: Sequence[CellKey],
     parameters: dict[CellKey, CellTexts],
 ) -> None:
-    """Generate cells one by one with the pipeline in its current state."""
+    """Generate cells with the pipeline in its current state, small ones in batches that become smaller without memory.
+
+    A batch costs less time than its images one by one where starting the operations takes longer than computing them:
+    of 4 images of 128 px on a CPU, half as much. Its pixels are within 1 of 255 of those one by one.
+    """
     width, height = cell_size(state.job, pipeline.base.native_resolution)
     for prompt in [key.prompt for key in keys]:
         texts.prompt(prompt)  # all at once, since the text encoders leave the GPU afterwards
-    for key in keys:
-        if state.should_stop():
-            return
+    size = min(max(1, BATCH_PIXELS // (width * height)), MAX_BATCH)
+    pending = list(keys)
+    while pending and not state.should_stop():
+        batch = pending[:size]
         started = time.monotonic()
-        image = pipeline.generate(
-            texts.prompt(key.prompt),
-            texts.negative,
-            seed=key.seed,
-            steps=state.job.steps,
-            guidance=state.job.guidance,
-            width=width,
-            height=height,
-            should_stop=state.should_stop,
-        )
-        if image is not None:
-            state.cache.save(image, state.path(key), parameters[key])
-            state.seconds.append(time.monotonic() - started)
-            _report_cell(state, state.add(key))
-        elif not state.should_stop():
-            state.finished.add(key)
-            state.report(
-                WarningEvent(
-                    code="not_finite",
-                    message=f"No image at strength {key.strength:g} for {key.prompt!r}: the values became NaN or Inf.",
-                )
+        try:
+            images = pipeline.generate_batch(
+                [texts.prompt(key.prompt) for key in batch],
+                texts.negative,
+                seeds=[key.seed for key in batch],
+                steps=state.job.steps,
+                guidance=state.job.guidance,
+                width=width,
+                height=height,
+                should_stop=state.should_stop,
             )
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
+            free_gpu_cache()
+            continue
+        del pending[: len(batch)]
+        seconds = (time.monotonic() - started) / len(batch)
+        for key, image in zip(batch, images, strict=True):
+            _finish(state, key, image, parameters[key], seconds)
+
+
+def _finish(state: _SweepState, key: CellKey, image: Image.Image | None, texts: CellTexts, seconds: float) -> None:
+    """Save and report an image that was generated; warn of one that is not finite."""
+    if image is not None:
+        state.cache.save(image, state.path(key), texts)
+        state.seconds.append(seconds)
+        _report_cell(state, state.add(key))
+    elif not state.should_stop():
+        state.finished.add(key)
+        message = f"No image at strength {key.strength:g} for {key.prompt!r}: the values became NaN or Inf."
+        state.report(WarningEvent(code="not_finite", message=message))
 
 
 def _report_cell(state: _SweepState, cell: Cell) -> None:
