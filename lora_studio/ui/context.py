@@ -9,7 +9,7 @@ and look them up with `studio.find_project`. They return a dictionary from compo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -28,11 +28,14 @@ NEW_RUN = ""  # value of `Studio.run` while Train shows the form of a new run
 
 @dataclass(frozen=True)
 class EditedRun:
-    """A run of a project, by name, with which Train's form is to be filled, and the settings to change in it."""
+    """A run of a project, by name, with which Train's form is to be filled, and the settings to change in it.
+
+    It is hashable, as gradio requires of a state with a `change` event.
+    """
 
     project: str
     run: str
-    values: Mapping[str, Any]
+    values: tuple[tuple[str, Any], ...]
 
 
 class TabName(StrEnum):

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from lora_studio.settings.changes import setting_changes
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.settings.values import format_value
+from lora_studio.ui.context import EditedRun
 from lora_studio.ui.server import Mode
 from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.ui.train.tab import TrainTab
@@ -551,7 +552,8 @@ def test_a_verdict_is_tried_as_a_new_run(project: Project, interface: Interface,
     assert f"{format_value(rate)} → {format_value(rate / 2)}, all else as in 001-ink" in shown
     [pick] = re.findall(r'data-pick="(try:[^"]*)"', shown)
     interface.call(TrainTab.open_form)
-    interface.call(SweepTab.try_change, pick=pick)
+    handed = interface.call(SweepTab.try_change, pick=pick)
+    assert any(isinstance(value, EditedRun) and hash(value) for value in handed.values())
     opened = interface.call(TrainTab.tab_selected)
     assert float(interface.contents_of("recipe_text_encoder_lr")) == rate / 2
     assert int(interface.contents_of("recipe_epochs")) == job.recipe.epochs

@@ -63,5 +63,5 @@ def edited_run(project: Project, view: SweepView, pick: str) -> EditedRun:
             if lora and pick == f"{TRY}{place}":
                 verdict = judge_lora(rows, view.pictures.features)
                 if (change := change_to_try(view, lora, verdict)) is not None:
-                    return EditedRun(project.name, change.run, change.values)
+                    return EditedRun(project.name, change.run, tuple(change.values.items()))
     raise InputError("This test has no such change to try.", "Reload the page.", code="no_change")

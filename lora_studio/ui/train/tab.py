@@ -211,7 +211,7 @@ class TrainTab:
         """
         edited = form.edited
         if edited is not None and edited.project == form.project.name:
-            return self._edited(form.project, edited.run, edited.values)
+            return self._edited(form.project, edited.run, dict(edited.values))
         run = form.run
         if run is None or (run != NEW_RUN and run not in {folder.name for folder in form.project.runs()}):
             run = self.reader.default_run(form.project)
