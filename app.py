@@ -19,7 +19,8 @@ def main(
         str | None,
         typer.Option(
             metavar="USER:PASSWORD",
-            help="Require this login. The list of processes shows it; $LORA_STUDIO_AUTH is not shown there.",
+            help="The owner's login. The list of processes shows it; $LORA_STUDIO_AUTH is not shown there. "
+            "$LORA_STUDIO_VISITOR_AUTH adds one for visitors, who look and draw test grids.",
         ),
     ] = None,
     host: Annotated[
@@ -56,6 +57,8 @@ def main(
     if served.account is not None and served.account.is_generated:
         print(f"Log in as {served.account.user} with the password {served.account.password}", flush=True)
         print("It is new at every start; set your own in the environment: LORA_STUDIO_AUTH=USER:PASSWORD", flush=True)
+    if served.visitor is not None:
+        print(f"Visitors log in as {served.visitor.user}: they see the project that you have open.", flush=True)
     served.wait()
 
 

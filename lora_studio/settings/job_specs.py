@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -308,6 +308,11 @@ class SweepJob(Job):
         default=None, description="Axis of the grid's columns; by default strengths. The other axes are pages."
     )
 
+    @property
+    def cell_count(self) -> int:
+        """The number of images, of which those at strength 0 may be shared by several LoRAs."""
+        return _cells(vars(self))
+
     @model_validator(mode="before")
     @classmethod
     def _one_seed(cls, values: Any) -> Any:
@@ -337,11 +342,16 @@ class SweepJob(Job):
         rows, columns = values.get("rows"), values.get("columns")
         if rows is not None and rows is columns:
             raise ValueError(f"rows and columns are both {rows}: choose another axis for one of them")
-        axes = ("bases", "prompts", "seeds", "loras", *["strengths"] * bool(values.get("loras")))
-        if (cells := prod(len(values.get(name) or [None]) for name in axes)) > MAX_CELLS:
+        if (cells := _cells(values)) > MAX_CELLS:
             raise ValueError(f"the grid would have {cells:,} cells, more than {MAX_CELLS:,}: shorten one of the lists")
         _check_work(cells, *(values.get(name) for name in ("width", "height", "steps")))
         return self
+
+
+def _cells(values: Mapping[str, Any]) -> int:
+    """Return the most cells that the lists of a sweep lead to."""
+    axes = ("bases", "prompts", "seeds", "loras", *["strengths"] * bool(values.get("loras")))
+    return prod(len(values.get(name) or [None]) for name in axes)
 
 
 class DownloadJob(Job):

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lora_studio.errors import InputError
 from lora_studio.ui.server import Mode
 
+VISITOR_VARIABLE = "LORA_STUDIO_VISITOR_AUTH"
 AUTH_VARIABLE = "LORA_STUDIO_AUTH"  # USER:PASSWORD; the list of processes does not show it, as it does --auth
 USER = "studio"
 PASSWORD_BYTES = 12  # 16 characters
@@ -39,14 +40,33 @@ def account_for(mode: Mode, auth: str | None, environment: Mapping[str, str] = o
     """
     given = auth if auth is not None else environment.get(AUTH_VARIABLE)
     if given is not None:
-        user, separator, password = given.partition(":")
-        if not (user and separator and password):
-            name = "--auth" if auth is not None else AUTH_VARIABLE
-            raise InputError(f"{name} needs a user and a password.", f"Use {name} USER:PASSWORD.", code="auth")
-        return Account(user, password)
+        return _parsed(given, "--auth" if auth is not None else AUTH_VARIABLE)
     if mode is Mode.SHARED:
         return Account(USER, secrets.token_urlsafe(PASSWORD_BYTES), is_generated=True)
     return None
+
+
+def visitor_for(owner: Account | None, environment: Mapping[str, str] = os.environ) -> Account | None:
+    """Return the account of LORA_STUDIO_VISITOR_AUTH; None without it, or without accounts.
+
+    Raises InputError for a text that is not USER:PASSWORD, and for the owner's user.
+    """
+    given = environment.get(VISITOR_VARIABLE)
+    if given is None or owner is None:
+        return None
+    visitor = _parsed(given, VISITOR_VARIABLE)
+    if visitor.user == owner.user:
+        raise InputError(
+            f"{VISITOR_VARIABLE} has the owner's user {owner.user!r}.", "Use another name for visitors.", code="auth"
+        )
+    return visitor
+
+
+def _parsed(text: str, name: str) -> Account:
+    user, separator, password = text.partition(":")
+    if not (user and separator and password):
+        raise InputError(f"{name} needs a user and a password.", f"Use {name} USER:PASSWORD.", code="auth")
+    return Account(user, password)
 
 
 @dataclass

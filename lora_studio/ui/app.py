@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from typing import NamedTuple
+from urllib.parse import quote
 
 import gradio as gr
-from markupsafe import escape
+from gradio.blocks import Block
+from markupsafe import Markup, escape
 
 from lora_studio.device import find_gpu, unused_gpu_error
 from lora_studio.errors import InputError
 from lora_studio.example import create_example, unused_name
+from lora_studio.ui.authorisation import authorise, lock_controls, locks_of
 from lora_studio.ui.context import Page, Studio, TabName, guarded
 from lora_studio.ui.dataset import tab as dataset_tab
 from lora_studio.ui.plan import tab as plan_tab
+from lora_studio.ui.roles import Role, Roles, allowed, current_role, is_owner
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import ActiveJob, Jobs
 from lora_studio.ui.sweep import tab as sweep_tab
@@ -48,6 +54,7 @@ class Header(NamedTuple):
     project: gr.Dropdown
     menu_button: gr.Button
     job_pill: gr.Button
+    role: gr.HTML
 
 
 class Menu(NamedTuple):
@@ -65,8 +72,12 @@ class Menu(NamedTuple):
     restore: gr.Button
 
 
-def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
-    """Build the interface for the projects of a home, without serving it."""
+def build_app(home: Home, mode: Mode = Mode.LOCAL, roles: Roles | None = None) -> gr.Blocks:
+    """Build the interface for the projects of a home, without serving it.
+
+    Every page gets the same components, whoever opens it: what is in the home is filled in when the page loads.
+    """
+    roles = roles or Roles(mode)
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
     with blocks:
         project = gr.BrowserState("", storage_key="lora-studio-project", secret=TITLE)
@@ -77,8 +88,9 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
         html(js="uploads.js")
         html(js="tab_history.js")
         chart_script()
-        header = _header(home, mode)
-        menu = _menu(home)
+        header = _header(mode)
+        menu = _menu()
+        tour = html(elem_id="tour")
         notice = html(elem_id="frame-notice")
         welcome = empty_state(
             "Make a LoRA that you can trust",
@@ -88,30 +100,35 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
             visible=not home.projects(),
         )
         with gr.Column(visible=bool(home.projects())) as work, gr.Tabs(elem_classes="studio-tabs") as tabs:
-            jobs = Jobs(home, local=mode is Mode.LOCAL)
+            jobs = Jobs(home, local=mode is Mode.LOCAL, is_owner=is_owner)
             studio = Studio(home, mode, jobs, project, run, tabs, timer, taken_back, edited, loading_bar=bar)
             pages: list[Page] = []
             for name, (label, build) in TABS.items():
                 with gr.Tab(label, id=name.value) as tab:
                     pages.append(build(studio, tab))
-        AppFrame(studio, header, menu, notice, welcome.group, work, pages).wire(blocks, welcome.buttons)
+        frame = AppFrame(studio, header, menu, notice, welcome.group, work, pages)
+        frame.wire(welcome.buttons)
+        frame.wire_load(blocks, tour, roles)
+    authorise(blocks, roles)
     return blocks
 
 
-def _header(home: Home, mode: Mode) -> Header:
-    names = [project.name for project in home.projects()]
+def _header(mode: Mode) -> Header:
     with gr.Row(elem_classes="studio-header"):
         with gr.Column(scale=2, min_width=180):
             html(render("app/name.html", title=TITLE), classes="studio-name")
         with gr.Column(scale=3, min_width=260), gr.Row():
             project_list = gr.Dropdown(
-                names, value=None, label="Project", show_label=False, container=False, scale=4, elem_id="project"
+                [], value=None, label="Project", show_label=False, container=False, scale=4, elem_id="project"
             )
             menu_button = gr.Button("Projects", size="sm", scale=1, min_width=80, elem_id="project-menu-button")
         with gr.Column(scale=3, min_width=260), gr.Row(elem_classes="pills"):
             html(_pills(mode))
+            role = html(elem_id="role")
+            if mode is Mode.SPACE and os.environ.get("OAUTH_CLIENT_ID"):
+                gr.LoginButton("Sign in as the owner", size="sm", elem_id="sign-in")
             job_pill = gr.Button(visible=False, size="sm", elem_classes="job-pill", elem_id="job-pill")
-    return Header(project_list, menu_button, job_pill)
+    return Header(project_list, menu_button, job_pill, role)
 
 
 def _pills(mode: Mode) -> str:
@@ -127,7 +144,7 @@ def _pills(mode: Mode) -> str:
     return render("app/pills.html", pills=[pill(mode.value, mode.reason), device])
 
 
-def _menu(home: Home) -> Menu:
+def _menu() -> Menu:
     with gr.Column(visible=False, elem_classes="project-menu") as panel:
         with gr.Row(elem_classes="menu-row"):
             name = gr.Textbox(
@@ -141,10 +158,9 @@ def _menu(home: Home) -> Menu:
             rename = gr.Button("Rename", min_width=90)
             duplicate = gr.Button("Duplicate", min_width=90)
             delete = gr.Button("Delete to trash", min_width=120)
-        trashed = _trash(home)
-        with gr.Row(visible=bool(trashed), elem_classes="menu-row") as trash_row:
+        with gr.Row(visible=False, elem_classes="menu-row") as trash_row:
             trash = gr.Dropdown(
-                trashed,
+                [],
                 value=None,
                 label="Trash",
                 info="Deleted projects, latest first.",
@@ -191,17 +207,37 @@ class AppFrame:
         self.pages = pages
         self.seen = gr.State(IDLE_TICKS)  # see `tick`
 
-    def wire(self, blocks: gr.Blocks, welcome_buttons: list[gr.Button]) -> None:
-        """Register the events."""
-        studio, header, menu = self.studio, self.header, self.menu
+    @property
+    def outputs(self) -> list[Block]:
+        """The components that `show_project` updates."""
+        studio = self.studio
         own = [studio.project, studio.tabs, studio.timer, self.notice, self.welcome, self.work, self.seen]
-        frame = [*own, *header, *menu]
-        everything = list(dict.fromkeys([*frame, *(item for page in self.pages for item in page.outputs)]))
+        frame = [*own, *self.header, *self.menu]
+        return list(dict.fromkeys([*frame, *(item for page in self.pages for item in page.outputs)]))
+
+    def wire_load(self, blocks: gr.Blocks, tour: gr.HTML, roles: Roles) -> None:
+        """Register the event of a loaded page, after all others: it locks what the user may not use."""
+        studio, locks = self.studio, locks_of(blocks) if roles.are_needed else {}
+
+        @functools.wraps(self.load_page)
+        def load(name: str | None) -> Updates:
+            shown = lock_controls(self.load_page(name), locks)
+            if not roles.are_needed:
+                return shown
+            role = current_role()
+            return {**shown, self.header.role: pill(role.title, role.reason), tour: _tour(role)}
+
+        outputs = list(dict.fromkeys([*self.outputs, tour, *locks]))
+        blocks.load(guarded(self.notice, load), [studio.project], outputs, **studio.with_progress)
+
+    def wire(self, welcome_buttons: list[gr.Button]) -> None:
+        """Register the events, except that of a loaded page."""
+        studio, header, menu = self.studio, self.header, self.menu
+        everything = self.outputs
 
         def on(event: Callable[..., object], handler: Callable[..., Updates], inputs: list[object]) -> None:
             event(guarded(self.notice, handler), inputs, everything, **studio.with_progress)
 
-        on(blocks.load, self.load_page, [studio.project])
         on(header.project.input, self.select_project, [studio.project, header.project])
         on(menu.new.click, self.create_project, [menu.name])
         on(menu.rename.click, self.rename_project, [studio.project, menu.name])
@@ -229,21 +265,23 @@ class AppFrame:
 
     def show_project(self, name: str | None, tab: TabName | None = None) -> Updates:
         """Show a project in all tabs; the first project if there is none with this name."""
-        projects = self.home.projects()
+        projects = self.studio.visible_projects()
         names = [project.name for project in projects]
         chosen = next((project for project in projects if project.name == name), projects[0] if projects else None)
-        trashed = _trash(self.home)
+        trashed = _trash(self.home) if is_owner() else []
+        if is_owner():
+            self.studio.opened.name = chosen.name if chosen else ""
         updates: Updates = {
             self.studio.project: chosen.name if chosen else "",
             self.header.project: gr.Dropdown(choices=names, value=chosen.name if chosen else None),
-            self.welcome: gr.Column(visible=chosen is None),
+            self.welcome: gr.Column(visible=chosen is None and is_owner()),
             self.work: gr.Column(visible=chosen is not None),
             self.menu.name: "",
             self.menu.panel: gr.Column(visible=False),
             self.menu.is_open: False,
             self.menu.trash_row: gr.Row(visible=bool(trashed)),
             self.menu.trash: gr.Dropdown(choices=trashed, value=None),
-            **self._job_updates(self.studio.jobs.active()),
+            **self._job_updates(self._active()),
         }
         if chosen is not None:
             for page in self.pages:
@@ -252,11 +290,13 @@ class AppFrame:
             updates |= self.studio.goto(tab)
         return updates
 
+    @allowed(Role.GUEST)
     def load_page(self, name: str | None) -> Updates:
         """Show the project that the browser remembers. A menu that was opened while the page loaded stays open."""
         menu = (self.menu.panel, self.menu.is_open, self.menu.name)
         return {component: update for component, update in self.show_project(name).items() if component not in menu}
 
+    @allowed(Role.GUEST)
     def select_project(self, current: str, name: str) -> Updates:
         """Switch to another project. The list also reports the current one, when it loses the focus."""
         return {} if name == current else self.show_project(self.studio.find_project(name).name)
@@ -302,9 +342,10 @@ class AppFrame:
         """Create a project and open its plan."""
         return self.show_project(self._create_unnamed().name, TabName.PLAN)
 
+    @allowed(Role.GUEST)
     def go_to_job(self) -> Updates:
         """Open the project and tab of the running job."""
-        active = self.studio.jobs.active()
+        active = self._active()
         if not active:
             return self._job_updates(active)
         tab = TAB_OF_FOLDER[active[0].folder.path.parent.name]
@@ -312,19 +353,25 @@ class AppFrame:
             return self.studio.goto(tab)
         return self.show_project(active[0].project.name, tab)
 
+    @allowed(Role.GUEST)
     def tick(self, name: str, seen: str | int) -> Updates:
         """Update the job pill. `seen` is its text, or the number of ticks since the last job ended.
 
         The timer stops `IDLE_TICKS` after the last job ended, so that every tab shows its end, even if the response to
         an earlier click arrives after it.
         """
-        active = self.studio.jobs.active()
+        active = self._active()
         if active:
             text = _pill_text(active)
             return {self.seen: seen} if text == seen else {self.header.job_pill: _job_pill(active), self.seen: text}
         if isinstance(seen, str):
             return {self.header.job_pill: _job_pill(active), self.seen: 0}
         return {self.seen: seen + 1} if seen < IDLE_TICKS else {self.studio.timer: gr.Timer(active=False)}
+
+    def _active(self) -> list[ActiveJob]:
+        """Return the active jobs that the request may see; downloads are the owner's."""
+        active = self.studio.jobs.active()
+        return [job for job in active if is_owner() or (job.project and self.studio.may_see(job.project.name))]
 
     def _job_updates(self, active: list[ActiveJob]) -> Updates:
         return {
@@ -335,6 +382,15 @@ class AppFrame:
 
     def _create_unnamed(self) -> Project:
         return self.home.create_project(unused_name(self.home, "my-lora"))
+
+
+def _tour(role: Role) -> Markup | str:
+    """Return what the guests of a Space read above the tabs, with a link that duplicates the Space."""
+    space = os.environ.get("SPACE_ID", "")
+    if role is not Role.GUEST:
+        return ""
+    url = f"https://huggingface.co/spaces/{quote(space)}?duplicate=true" if space else ""
+    return render("app/tour.html", title=role.title, text=role.reason, url=url, link="Duplicate this Space")
 
 
 def _pill_text(active: list[ActiveJob]) -> str:

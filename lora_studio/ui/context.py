@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import gradio as gr
 
 from lora_studio.errors import InputError, StudioError
+from lora_studio.example import EXAMPLE_NAME
+from lora_studio.ui.roles import Role, allowed, current_role
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import Jobs
 from lora_studio.ui.widgets.events import EventOptions, Updates
@@ -55,6 +57,13 @@ class Page:
     outputs: Sequence[gr.blocks.Block]
 
 
+@dataclass
+class Opened:
+    """The name of the project that the owner opened last: the one that visitors see."""
+
+    name: str = ""
+
+
 @dataclass(frozen=True)
 class Studio:
     """What all tabs share.
@@ -67,6 +76,7 @@ class Studio:
       (`start_polling`).
     - `taken_back`: names of the settings that Plan set back to the plan since Train's form was last shown.
     - `edited`: the `EditedRun` that Train's form is filled with when the tab is opened next; None for none.
+    - `opened`: the project that the owner opened last.
     - `loading_bar`: shown along the top of the page while an event with `with_progress` runs.
     """
 
@@ -80,21 +90,42 @@ class Studio:
     taken_back: gr.State
     edited: gr.State
     loading_bar: gr.HTML
+    opened: Opened = field(default_factory=Opened)
 
     @property
     def with_progress(self) -> EventOptions:
         """Options of events that the user waits for: the bar at the top shows that they run. As fast as NO_PROGRESS."""
         return {"show_progress": "minimal", "show_progress_on": [self.loading_bar]}
 
+    def may_see(self, project: str) -> bool:
+        """Return whether the request that is being handled may see this project."""
+        match current_role():
+            case Role.OWNER:
+                return True
+            case Role.VISITOR:
+                return project == self.opened.name
+            case _:
+                return project == EXAMPLE_NAME
+
+    def visible_projects(self) -> list[Project]:
+        """Return the projects that the request that is being handled may see."""
+        return [project for project in self.home.projects() if self.may_see(project.name)]
+
     def find_project(self, name: object) -> Project:
-        """Return the project with this name; raises InputError if there is none."""
+        """Return the project with this name; raises InputError if there is none, or none that may be seen."""
         if not isinstance(name, str) or not name:
             raise InputError("No project is selected.", "Create one, or select one at the top.", code="no_project")
+        if not self.may_see(name):
+            raise InputError("This project is not open to you.", "Reload the page to see what is.", code="no_project")
         return self.home.project(name)
 
     def goto(self, tab: TabName) -> Updates:
         """Switch to another tab, whose `tab.select` handler then runs; needs `studio.tabs` among the outputs."""
         return {self.tabs: gr.Tabs(selected=tab.value)}
+
+    def opens(self, tab: TabName) -> Callable[[], Updates]:
+        """Return a handler for a button that switches to another tab; everybody may call it."""
+        return allowed(Role.GUEST)(lambda: self.goto(tab))
 
     def start_polling(self) -> Updates:
         """Start the timer, after a job was started; needs `studio.timer` among the outputs."""

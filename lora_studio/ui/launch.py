@@ -15,8 +15,10 @@ from starlette.middleware import Middleware
 
 from lora_studio.errors import InputError, StudioError, disk_errors
 from lora_studio.example import ensure_example
-from lora_studio.ui.accounts import Account, LoginLimit, account_for
+from lora_studio.ui.accounts import Account, LoginLimit, account_for, visitor_for
 from lora_studio.ui.app import build_app
+from lora_studio.ui.gate import Gate
+from lora_studio.ui.roles import roles_for
 from lora_studio.ui.server import Guard, Mode, hosts_for, mode_for, share_names
 from lora_studio.ui.theme import CSS_FILE, studio_theme
 from lora_studio.ui.uploads import UploadLimit
@@ -57,6 +59,7 @@ class Served:
     share_url: str | None
     runner: QueueRunner
     account: Account | None = None
+    visitor: Account | None = None
 
     def wait(self) -> None:
         """Block until the process is interrupted."""
@@ -80,26 +83,28 @@ def serve(
 ) -> Served:
     """Start serving the studio and return at once.
 
-    `auth` is USER:PASSWORD; a shared studio without it gets a generated password. `allowed_hosts` are more host names
-    to accept, like that of a tunnel. Raises InputError for a home whose files gradio would serve, a malformed `auth`,
-    or a port that is in use.
+    `auth` is USER:PASSWORD of the owner; a shared studio without it gets a generated password. `allowed_hosts` are
+    more host names to accept, like that of a tunnel. Raises InputError for a home whose files gradio would serve, a
+    malformed `auth`, or a port that is in use.
     """
     home.check_private()
     mode = mode_for(share=share, host=host, allowed=allowed_hosts)
     account = account_for(mode, auth)
+    visitor = visitor_for(account)
+    roles = roles_for(mode, account, visitor)
     with disk_errors(home.path):
         home.thumbnails.mkdir(parents=True, exist_ok=True)
-    if demo:
+    if demo or mode is Mode.SPACE:  # what the guests of a Space look at
         ensure_example(home)
     hosts = hosts_for(host, allowed=allowed_hosts)
-    blocks = build_app(home, mode)
+    blocks = build_app(home, mode, roles)
     blocks.queue(api_open=False, default_concurrency_limit=MAX_PARALLEL_HANDLERS)
     try:
         _, url, share_url = blocks.launch(
             server_name=host or ("0.0.0.0" if mode is Mode.SPACE else "127.0.0.1"),
             server_port=port,
             share=share and mode is not Mode.SPACE,
-            auth=None if account is None else (account.user, account.password),
+            auth=[(known.user, known.password) for known in (account, visitor) if known is not None] or None,
             root_path=None if mode is Mode.SPACE else "",
             theme=studio_theme(),
             css_paths=[CSS_FILE],
@@ -109,6 +114,7 @@ def serve(
                 "middleware": [
                     Middleware(Guard, hosts=hosts, mode=mode),
                     Middleware(LoginLimit),
+                    *([Middleware(Gate, roles=roles)] if roles.are_needed else []),
                     Middleware(UploadLimit, folder=lambda: Path(get_upload_folder())),
                 ],
                 "docs_url": None,
@@ -138,4 +144,4 @@ def serve(
     hosts.names.update(share_names([share_url]))
     runner = QueueRunner(home)
     runner.start()
-    return Served(blocks, mode, url, share_url, runner, account)
+    return Served(blocks, mode, url, share_url, runner, account, visitor)

@@ -38,8 +38,8 @@ class Mode(StrEnum):
         """An explanation of the mode."""
         return {
             Mode.LOCAL: "Only this computer can reach the studio.",
-            Mode.SHARED: "Anyone who has the address of the studio and its password can use it.",
-            Mode.SPACE: "The studio runs in a Hugging Face Space.",
+            Mode.SHARED: "Others can reach the studio, who need its password.",
+            Mode.SPACE: "The studio runs in a Hugging Face Space: its owner signs in, others look.",
         }[self]
 
 

@@ -17,6 +17,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from lora_studio.errors import StudioError
+from lora_studio.ui.roles import allowed, role_needed
 from lora_studio.ui.widgets.events import NO_PROGRESS, EventOptions, Updates
 
 PageValues = Mapping[Component, Any]
@@ -132,4 +133,5 @@ class TabEvents(Generic[PageT, StateT]):
 
         called = run_with_event if sends else run
         called.__name__, called.__qualname__, called.__doc__ = handler.__name__, handler.__qualname__, handler.__doc__
+        called = allowed(role_needed(handler))(called)
         return event(called, {*self.inputs, *more}, self.outputs if outputs is None else outputs, **options)

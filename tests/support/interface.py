@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import gradio as gr
+from gradio.context import LocalContext
 from gradio.routes import App
 
+from lora_studio.ui.accounts import Account
 from lora_studio.ui.app import AppFrame, build_app
+from lora_studio.ui.roles import Roles
 from lora_studio.ui.server import Mode
 from lora_studio.workspace.project import Home
+
+OWNER = "ann"
+VISITOR = "bob"
 
 
 def error_code(card: str) -> str:
@@ -27,11 +34,15 @@ class Interface:
     `call(RunControl.stop_training, project="a", **contents)` runs a handler as its event would. Component values are
     given by name: `project` and `run` for the state of the frame, `project_list` for the header's dropdown, else the
     elem_id with `_` for `-`. The other components keep their last value. Changes are kept, and returned by name.
+
+    Outside local mode, `user` is logged in: OWNER, VISITOR, or somebody else.
     """
 
-    def __init__(self, home: Home, mode: Mode = Mode.LOCAL) -> None:
+    def __init__(self, home: Home, mode: Mode = Mode.LOCAL, user: str = OWNER) -> None:
+        self.user = user
+        accounts = (None, None) if mode is Mode.LOCAL else (Account(OWNER, "x"), Account(VISITOR, "y"))
         with patch.object(App, "create_app"):  # the web application, a third of the time to build the interface
-            self.blocks = build_app(home, mode)
+            self.blocks = build_app(home, mode, Roles(mode, *accounts))
         self.contents: dict[int, Any] = {}
         self.names: dict[int, str] = {}
         states = [block for block in self.blocks.blocks.values() if isinstance(block, gr.State)]
@@ -62,7 +73,15 @@ class Interface:
         arguments: list[Any] = [dict(zip(block.inputs, given, strict=True))] if block.inputs_as_dict else [*given]
         if pick is not None or presses is not None:
             arguments.append(gr.EventData(None, {"pick": pick, "presses": presses}))
-        return self._apply(block.fn(*arguments))
+        return self._apply(self.run(block.fn, *arguments))
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of an event as gradio does, in a request of the user."""
+        token = LocalContext.request.set(SimpleNamespace(username=self.user))  # type: ignore[arg-type]
+        try:
+            return function(*arguments)
+        finally:
+            LocalContext.request.reset(token)
 
     def contents_of(self, name: str) -> Any:
         """Return the current value of a component."""

@@ -35,7 +35,9 @@ def interface(home: Home) -> Iterator[Interface]:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[JobFolder, bool]]:
     """Collect the job folders whose worker would be started, and whether it resumes; no worker is started."""
     jobs: list[tuple[JobFolder, bool]] = []
-    monkeypatch.setattr(worker, "start", lambda folder, home, *, resume=False: jobs.append((folder, resume)))
+    monkeypatch.setattr(
+        worker, "start", lambda folder, home, *, resume=False, trusted=True: jobs.append((folder, resume))
+    )
     return jobs
 
 

@@ -19,6 +19,7 @@ from lora_studio.ui.dataset.image_item import ImageItem, image_id
 from lora_studio.ui.dataset.layout import DatasetLayout
 from lora_studio.ui.dataset.state import DatasetState, Draft, Message, Section, after_presses
 from lora_studio.ui.dataset.view import Action, Pick
+from lora_studio.ui.roles import Role, allowed, require_owner
 from lora_studio.ui.tab_events import TabEvents
 from lora_studio.workspace.project import Project
 
@@ -44,9 +45,12 @@ class CurationHandlers:
         events.on(curate.keep_flagged.click, self.keep_flagged)
         events.on(layout.review.aside.click, self.set_current_aside)
 
+    @allowed(Role.GUEST)
     def button_clicked(self, state: DatasetState, pick: object) -> DatasetState:
         """Do what a button inside the page's HTML asks for, see `Pick`; raise InputError for unknown requests."""
         verb, _, subject = str(pick).partition(":")
+        if verb not in (Pick.PAGE, Pick.SHOW):
+            require_owner()
         match verb:
             case Pick.PAGE if subject.isdecimal():
                 return state.at_grid_page(int(subject))

@@ -16,6 +16,7 @@ from lora_studio.ui.dataset.image_item import ImageItem
 from lora_studio.ui.dataset.layout import DatasetLayout
 from lora_studio.ui.dataset.state import BulkForm, BulkPreview, DatasetState, Draft, Filters, Message
 from lora_studio.ui.dataset.statistics import TagPick
+from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.tab_events import TabEvents
 
 Events = TabEvents[DatasetState, DatasetState]
@@ -58,14 +59,17 @@ class CaptionHandlers:
             events.on(event, self.preview, *captions.fields, form=BulkForm)
         events.on(captions.apply.click, self.apply, *captions.fields, form=BulkForm)
 
+    @allowed(Role.GUEST)
     def filter_changed(self, state: DatasetState) -> DatasetState:
         """Show the images that match the new filter."""
         return state.with_filters(replace(state.place.filters, finding=""))
 
+    @allowed(Role.GUEST)
     def show_previous(self, state: DatasetState) -> DatasetState:
         """Show the previous image that matches the filter."""
         return _step(save_draft(state), -1)
 
+    @allowed(Role.GUEST)
     def show_next(self, state: DatasetState) -> DatasetState:
         """Show the next image that matches the filter."""
         return _step(save_draft(state), 1)
@@ -130,6 +134,7 @@ class CaptionHandlers:
         report = apply_previewed(state, form)
         return replace(_with_captions(state, report), preview=BulkPreview())
 
+    @allowed(Role.GUEST)
     def tag_clicked(self, state: DatasetState, pick: object) -> DatasetState:
         """Filter the images by a tag of the statistics, or show another page of its table."""
         verb, _, subject = str(pick).partition(":")

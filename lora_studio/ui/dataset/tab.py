@@ -40,6 +40,7 @@ from lora_studio.ui.dataset.suggestions import TagSuggester
 from lora_studio.ui.dataset.tagging import TaggingJobs
 from lora_studio.ui.dataset.tagging_view import tag_defaults
 from lora_studio.ui.dataset.typing_help import TypingHelp
+from lora_studio.ui.roles import Role, allowed, is_owner
 from lora_studio.ui.server import Mode
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import Updates
@@ -129,6 +130,8 @@ class DatasetTab:
             values[layout.statistics.page] or 0,
             Draft(values[review.current] or "", values[review.caption] or "", values[review.original] or ""),
         )
+        if not is_owner():  # nothing that others type is saved
+            place = replace(place, draft=replace(place.draft, text=place.draft.caption_before))
         shown = values[layout.held.shown_scan], values[layout.held.shown_tagging]
         return DatasetState(DatasetFiles(project), place, self.scans.view(project), place, *shown)
 
@@ -138,8 +141,9 @@ class DatasetTab:
 
     def refresh(self, project: Project) -> Updates:
         """Show a project that was just chosen, in the section of its next step."""
-        with suppress(StudioError):  # such as a full disk
-            record_reviewed_captions(project.dataset_dir)
+        if is_owner():
+            with suppress(StudioError):  # such as a full disk
+                record_reviewed_captions(project.dataset_dir)
         state = DatasetState(
             DatasetFiles(project), Place(), self.scans.view(project), message=Message(), preview=BulkPreview()
         )
@@ -151,9 +155,11 @@ class DatasetTab:
         state = replace(state, tag_form=TagDefaults(state.contents.trigger))
         return self._scanning(state) if state.contents.images.unscanned and not state.scan.running else state
 
+    @allowed(Role.GUEST)
     def section_changed(self, state: DatasetState) -> DatasetState:
         """Show another section, such as Curate; the error of a failed scan is dismissed."""
-        self.scans.clear_error(state.project)
+        if is_owner():
+            self.scans.clear_error(state.project)
         return replace(save_draft(state), message=Message(), scan=self.scans.view(state.project))
 
     def keys_pressed(self, state: DatasetState, presses: object) -> DatasetState:
@@ -192,6 +198,7 @@ class DatasetTab:
         self.scans.move_loose_images(state.project)
         return replace(state, scan=self.scans.view(state.project))
 
+    @allowed(Role.GUEST)
     def scan_tick(self, state: DatasetState) -> DatasetState:
         """Show the progress of an import or scan; runs every SCAN_TICK_SECONDS while there is one."""
         if state.scan.key == state.shown_scan:
@@ -217,13 +224,14 @@ class DatasetTab:
         self.tagging.resume(state.project)
         return replace(state, is_job_started=True)
 
+    @allowed(Role.GUEST)
     def tagging_tick(self, state: DatasetState) -> DatasetState | None:
         """Show the progress of tagging; once it has finished, compare the images by its features."""
         if self.tagging.key(state.project) == state.shown_tagging:
             return None
         if self.tagging.is_running(state.project):
             return replace(state, part=Part.TAGGING)
-        if state.shown_tagging and not state.scan.running:
+        if state.shown_tagging and not state.scan.running and is_owner():
             self.scans.find_similar(state.project)
         state = replace(state, scan=self.scans.view(state.project))
         return state if state.place.draft.is_edited else state.with_draft(Draft.of(state.current))

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from lora_studio.errors import StudioError
 from lora_studio.ui.context import Studio, TabName
+from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.state.making import current_status, start_making, stop_making
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
@@ -119,8 +120,8 @@ class MakeAll:
         events.on(layout.again.click, self.start_over)
         events.on(layout.stop.click, self.stop)
         events.on_tick(layout.timer.tick, self.tick, outputs=self.outputs, trigger_mode="always_last")
-        layout.to_dataset.click(lambda: studio.goto(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
-        layout.to_test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], **NO_PROGRESS)
+        layout.to_dataset.click(studio.opens(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
+        layout.to_test.click(studio.opens(TabName.TEST), None, [studio.tabs], **NO_PROGRESS)
 
     def read(self, values: PageValues) -> MakeAllPage:
         """Return the page; raises InputError if no project is selected."""
@@ -167,6 +168,7 @@ class MakeAll:
         stop_making(page.project)
         return MakeAllState(page.project)
 
+    @allowed(Role.GUEST)
     def tick(self, page: MakeAllPage) -> MakeAllState:
         """Show how far the stages are."""
         return MakeAllState(page.project, is_started=read_record(page.project).current is not None)

@@ -20,6 +20,7 @@ from lora_studio.ui.plan.measurement import latest_measurement, start_measuremen
 from lora_studio.ui.plan.render import PlanRenderer
 from lora_studio.ui.plan.state import PlanPage, PlanState, jobs_signature
 from lora_studio.ui.plan.view import ALL_BACK, guide_notes
+from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.base_models import list_choices
 from lora_studio.ui.state.first_tests import latest_first_test
@@ -73,7 +74,7 @@ class PlanTab:
         events.on(first_test.stop.click, self.stop_first_test)
         events.on_tick(studio.timer.tick, self.tick, outputs=outputs, trigger_mode="always_last")
         events.on(tab.select, self.tab_selected, ignored_error="no_project")
-        result.to_dataset.click(lambda: studio.goto(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
+        result.to_dataset.click(studio.opens(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
         self.make_all.wire()
         return Page(self.refresh, list(dict.fromkeys([*outputs, what_if.fold, *self.make_all.outputs])))
 
@@ -122,10 +123,12 @@ class PlanTab:
         page.save(page.answers.model_copy(update={"recipe": kept}))
         return replace(page.load(), taken_back=names)
 
+    @allowed(Role.GUEST)
     def show_what_if(self, page: PlanPage, variable: str) -> PlanState:
         """Show the plan over the values of a variable."""
         return PlanState.load(page.project, variable=Variable(variable))
 
+    @allowed(Role.GUEST)
     def draw_picture(self, page: PlanPage) -> PlanState:
         """Draw the plan as a picture."""
         return replace(page.load(), draws=True)
@@ -177,6 +180,7 @@ class PlanTab:
             folder.request_stop()
         return page.load()
 
+    @allowed(Role.GUEST)
     def tick(self, page: PlanPage) -> PlanState | None:
         """Show how far the jobs of the tab are, and what came of them; called while a job is active."""
         if jobs_signature(page.project) == page.signature:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio import worker
+from lora_studio.errors import InputError
 from lora_studio.files import cached_by_stamp
-from lora_studio.settings.job_specs import AnyJob
+from lora_studio.settings.job_specs import AnyJob, SweepJob
+from lora_studio.ui.state.base_models import ChosenBase
 from lora_studio.ui.state.shared_paths import check_shared_job
 from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
@@ -22,6 +26,8 @@ KIND_OF_FOLDER = {
     "downloads": "Downloading",
 }
 MAX_CACHED_JOBS = 4096
+MAX_VISITOR_CELLS = 64  # of a grid that a visitor draws
+_ONE_VISITOR = threading.Lock()  # held from the look at the active jobs until a visitor's is one of them
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,14 @@ class ActiveJob:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Finds, starts and resumes the jobs of a home. Without `local`, jobs read only what is in the home."""
+    """Finds, starts and resumes the jobs of a home. Without `local`, jobs read only what is in the home.
+
+    While `is_owner` returns False, only small test grids are started, one at a time and with the bases that are here.
+    """
 
     home: Home
     local: bool = True
+    is_owner: Callable[[], bool] = lambda: True
 
     def active(self) -> list[ActiveJob]:
         """Return the active jobs: the running one first, then the queued ones, then those that wait in the queue."""
@@ -70,8 +80,14 @@ class Jobs:
     def start(self, path: Path, job: AnyJob) -> JobFolder:
         """Write a job to a new folder and start its worker process; raises InputError for a forbidden path."""
         self._check(job)
-        folder = JobFolder.create(path, job)
-        worker.start(folder, self.home)
+        if self.is_owner():
+            folder = JobFolder.create(path, job)
+            worker.start(folder, self.home)
+            return folder
+        with _ONE_VISITOR:
+            self._check_visitors(job)
+            folder = JobFolder.create(path, job)
+            worker.start(folder, self.home, trusted=False)
         return folder
 
     def enqueue(self, path: Path, job: AnyJob) -> JobFolder:
@@ -87,6 +103,20 @@ class Jobs:
     def _check(self, job: AnyJob) -> None:
         if not self.local:
             check_shared_job(job, self.home)
+
+    def _check_visitors(self, job: AnyJob) -> None:
+        """Raise InputError for a job that a visitor may not start."""
+        if not isinstance(job, SweepJob):
+            raise InputError("Visitors draw test grids only.", "Ask the owner.", code="role")
+        if (cells := job.cell_count) > MAX_VISITOR_CELLS:
+            message = f"The grid would have {cells} images; a visitor's has at most {MAX_VISITOR_CELLS}."
+            raise InputError(message, "Shorten one of the lists.", code="visitor_cells")
+        if missing := [base for base in job.bases if not ChosenBase.load(base, self.home).is_here]:
+            raise InputError(
+                f"{missing[0]} is not on the studio's computer.", "Ask the owner to download it.", code="visitor_base"
+            )
+        if self.active():
+            raise InputError("The studio is busy with another job.", "Try again when it has ended.", code="busy")
 
     def enqueue_resume(self, folder: JobFolder) -> None:
         """Put a run into the queue that continues from its last saved state."""

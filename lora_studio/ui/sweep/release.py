@@ -12,6 +12,7 @@ from lora_studio.sharing.facts import Picture, read_facts
 from lora_studio.sharing.folder import ReleaseResult, build_release
 from lora_studio.sharing.options import ReleaseOptions
 from lora_studio.ui.context import Studio
+from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import lora_choices, selected_loras
 from lora_studio.ui.state.lora_tools import start_recorded
@@ -147,11 +148,13 @@ class Release:
         options = [(choice.label, choice.id) for choice in lora_choices(project).values()]
         return {self.layout.lora: gr.update(choices=options, value=options[0][1] if options else None)}
 
+    @allowed(Role.GUEST)
     def choose_lora(self, page: ReleasePage) -> ReleaseState:
         """Show the pictures of another LoRA."""
         pictures = _pictures(self._lora(page))
         return ReleaseState(page.project, pictures, _first(pictures))
 
+    @allowed(Role.GUEST)
     def choose_preview(self, page: ReleasePage, pick: object) -> ReleaseState:
         """Choose the picture that programs show beside the file."""
         pictures = _pictures(self._lora(page))
@@ -174,6 +177,7 @@ class Release:
         run = start_recorded(page.project.path / UPLOAD_FILE, Tool.UPLOAD, arguments, ["upload"])
         return ReleaseState(page.project, upload=run)
 
+    @allowed(Role.GUEST)
     def tick(self, page: ReleasePage) -> ReleaseState:
         """Show whether the upload has ended."""
         return ReleaseState(page.project, upload=read_tool_run(page.project.path / UPLOAD_FILE))

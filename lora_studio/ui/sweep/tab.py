@@ -15,6 +15,7 @@ from lora_studio.settings.declare import split_lines
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.settings.prompt_sets import prompts_of_set
 from lora_studio.ui.context import Page, Studio, TabName
+from lora_studio.ui.roles import Role, allowed, require_owner
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_loras, stacked_loras
 from lora_studio.ui.state.shared_paths import check_shared_model
@@ -85,7 +86,7 @@ class SweepTab:
         )
         self.tools.wire()
         self.release.wire()
-        layout.open_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **NO_PROGRESS)
+        layout.open_train.click(studio.opens(TabName.TRAIN), None, [studio.tabs], **NO_PROGRESS)
         return Page(self.refresh, list(dict.fromkeys([*outputs, *self.tools.outputs, *self.release.outputs])))
 
     def _wire_actions(self, events: TabEvents[SweepPage, SweepState], tab: gr.Tab) -> None:
@@ -148,6 +149,7 @@ class SweepTab:
         lists = {**self.tools.choices(project), **self.release.choices(project)}
         return {self.layout.panels.notice: "", **folds, **shown, **lists}
 
+    @allowed(Role.GUEST)
     def tab_selected(self, page: SweepPage) -> SweepState:
         """Update the tab when it is opened. What the user opened stays open.
 
@@ -162,6 +164,7 @@ class SweepTab:
             return SweepState(page.project, default_sweep(page.project), form=form)
         return replace(page.shown, form=form)
 
+    @allowed(Role.VISITOR)
     def start_sweep(self, page: SweepPage) -> SweepState:
         """Write the job and start its worker process. Wrong fields are marked, LoRAs that are gone are deselected."""
         try:
@@ -184,11 +187,13 @@ class SweepTab:
         self.studio.jobs.resume(folder)
         return replace(page.shown, is_job_started=True)
 
+    @allowed(Role.VISITOR)
     def reuse_settings(self, page: SweepPage) -> SweepState:
         """Fill the form with the settings of the shown test."""
         job = SweepView.load(sweep_named(page.project, page.shown.sweep)).job
         return replace(page.shown, form=SweepForm.of_job(page.project, job))
 
+    @allowed(Role.VISITOR)
     def bases_chosen(self, page: SweepPage) -> SweepState:
         """Fill in what the model card of the first base recommends, where the form has what the last one did."""
         before, after = base_settings([page.filled_base]), base_settings(page.bases)
@@ -196,6 +201,7 @@ class SweepTab:
         values = {name: value for name, value in after.items() if page.fields[name] == content[name]}
         return self._filled(page, SweepForm(page.loras, page.bases, values))
 
+    @allowed(Role.VISITOR)
     def add_prompts(self, page: SweepPage, pick: object) -> SweepState:
         """Add a set of prompts for the project's kind to those of the form."""
         try:
@@ -214,10 +220,12 @@ class SweepTab:
             form = replace(form, job=self._job(replace(page, fields=contents)))
         return replace(page.shown, form=form)
 
+    @allowed(Role.GUEST)
     def select_sweep(self, page: SweepPage, pick: object) -> SweepState:
         """Show another test."""
         return SweepState(page.project, sweep_named(page.project, str(pick)).name)
 
+    @allowed(Role.GUEST)
     def pick_in_grid(self, page: SweepPage, pick: object) -> SweepState:
         """Show another page of the grid or other axes, or enlarge an image."""
         plan = SweepView.load(sweep_named(page.project, page.sweep)).plan
@@ -225,6 +233,7 @@ class SweepTab:
             return replace(page.shown, arrangement=arranged)
         return self.select_cell(page, pick)
 
+    @allowed(Role.GUEST)
     def select_cell(self, page: SweepPage, pick: object) -> SweepState:
         """Enlarge an image or close it, give it a star, or compare other images with it."""
         view = SweepView.load(sweep_named(page.project, page.sweep))
@@ -233,6 +242,7 @@ class SweepTab:
             return replace(page.shown, cell="")
         name = view.file_name(view.drawn_cell(text.removeprefix(STAR).removeprefix(PIN)))
         if text.startswith(STAR):
+            require_owner()
             toggle_star(view.folder.path, name)
         elif text.startswith(PIN):
             return replace(page.shown, pinned="" if page.pinned == name else name)
@@ -256,6 +266,7 @@ class SweepTab:
             raise InputError("The path is empty.", "Enter the path of a .safetensors file.", code="no_file")
         return replace(self._imported(page, Path(text).expanduser()), is_path_imported=True)
 
+    @allowed(Role.GUEST)
     def update_cell_count(self, values: PageValues) -> Updates:
         """Update the number of images after an edit. A wrong value is marked at its field by the form itself."""
         try:
@@ -266,6 +277,7 @@ class SweepTab:
             text = hint(str(error))
         return {self.layout.settings.cell_count: text}
 
+    @allowed(Role.GUEST)
     def tick(self, page: SweepPage) -> SweepState | None:
         """Show what changed; called by the timer while a job is active."""
         if page_signature(page.project, page.sweep) == page.signature:

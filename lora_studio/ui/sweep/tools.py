@@ -11,6 +11,7 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.lora.header import METADATA_FIELDS, read_header
 from lora_studio.lora.tools.reports import Naming
 from lora_studio.ui.context import Studio
+from lora_studio.ui.roles import Role, allowed, is_owner
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import lora_choices, selected_loras
 from lora_studio.ui.state.lora_tools import ToolForm, current_tool_run, start_tool
@@ -128,6 +129,7 @@ class LoraTools:
             self.layout.others: gr.update(choices=options, value=[]),
         }
 
+    @allowed(Role.GUEST)
     def choose_tool(self, page: ToolPage) -> ToolPanel:
         """Show the options of a tool; the metadata's fields are filled from the selected file."""
         fields = None
@@ -150,6 +152,7 @@ class LoraTools:
             form = replace(form, source=self._source(page), others=others)
         return ToolPanel(page.project, start_tool(page.project, form, self.studio.home))
 
+    @allowed(Role.GUEST)
     def tick(self, page: ToolPage) -> ToolPanel:
         """Show the progress of the running tool."""
         return ToolPanel(page.project, current_tool_run(page.project))
@@ -172,7 +175,7 @@ class LoraTools:
             layout.download: gr.DownloadButton(visible=False),
         }
         out = Path(run.arguments.get("out", "")) if run is not None and run.state is ToolState.DONE else None
-        if out is not None and out.parent == project.loras_dir and out.is_file():
+        if out is not None and is_owner() and out.parent == project.loras_dir and out.is_file():
             copy = copy_for_download(layout.download, out)
             updates[layout.download] = gr.DownloadButton(value=copy, visible=True)
         if not is_running:

@@ -16,6 +16,7 @@ from lora_studio.ledger.experiments import best_run
 from lora_studio.ledger.records import RunRecord, project_records
 from lora_studio.planning.losses import smooth
 from lora_studio.ui.context import Studio
+from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.state.run_history import RunHistories, RunHistory
 from lora_studio.ui.widgets.charts import MAX_RUNS, Chart, chart, run_series
 from lora_studio.ui.widgets.events import Updates
@@ -117,6 +118,7 @@ class Compare:
             **progress,
         )
 
+    @allowed(Role.GUEST)
     def show(self, project: str, names: Sequence[str] | None = None, shown: str | None = None) -> Updates:
         """Compare the named runs; without names the shown run with its parent, else the best run with the latest."""
         layout = self.layout
@@ -134,6 +136,7 @@ class Compare:
         except StudioError as error:
             return {layout.notice: error_card(error)}
 
+    @allowed(Role.GUEST)
     def show_samples(self, project: str, names: Sequence[str], epoch: int) -> Updates:
         """Show the samples after another epoch."""
         try:

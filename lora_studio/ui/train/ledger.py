@@ -15,6 +15,7 @@ from lora_studio.ledger.experiments import suggest_next
 from lora_studio.ledger.records import RunRecord, home_records, project_records
 from lora_studio.ledger.table import row, to_csv, to_markdown
 from lora_studio.ui.context import Studio
+from lora_studio.ui.roles import Role, allowed, is_owner
 from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.train.lineage import differences_card
 from lora_studio.ui.train.notes import NotesPanel, build_notes, show_notes, wire_notes
@@ -133,6 +134,7 @@ class Ledger:
         for saved in wire_notes(layout.notes, self.studio, layout.notice):
             saved.then(self.refresh, inputs, [layout.table, layout.csv, layout.markdown], **NO_PROGRESS)
 
+    @allowed(Role.GUEST)
     def show(self, project: str, scope: str) -> Updates:
         """Show the runs of the project, or of all projects."""
         try:
@@ -149,12 +151,14 @@ class Ledger:
             updates[button] = gr.DownloadButton(value=copy, interactive=bool(records))
         return updates
 
+    @allowed(Role.GUEST)
     def refresh(self, project: str, scope: str) -> Updates:
         """Show the table again after a note was saved; the error of saving stays."""
         kept = (self.layout.notice, self.layout.suggestion)
         updates = {item: update for item, update in self.show(project, scope).items() if item not in kept}
         return updates or gr.skip()
 
+    @allowed(Role.GUEST)
     def select(self, project: str, scope: str, event: gr.SelectData) -> Updates:
         """Show the differences and the notes of the run in the selected row."""
         try:
@@ -179,7 +183,7 @@ class Ledger:
 
     def _records(self, project: str, scope: str) -> list[RunRecord]:
         if scope == Scope.HOME:
-            return home_records(self.studio.home)
+            return [record for record in home_records(self.studio.home) if self.studio.may_see(record.project)]
         return project_records(self.studio.find_project(project))
 
 
@@ -234,7 +238,8 @@ def detail(record: RunRecord, project: str) -> Markup:
         buttons[f"{OPEN}:{key}"] = "Open this run"
         if record.parent:
             buttons[f"{COMPARE}:{key}"] = f"Compare with {record.parent.name}"
-    return differences_card(record, record.name, buttons=buttons, path=str(record.folder.path))
+    path = str(record.folder.path) if is_owner() else ""
+    return differences_card(record, record.name, buttons=buttons, path=path)
 
 
 def picked(pick: object) -> tuple[str, str, str]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from lora_studio.errors import InputError, StudioError
+from lora_studio.ui.context import Studio
 from lora_studio.ui.train.state import RunReader, TrainPage, TrainState
 from lora_studio.ui.widgets.html import TableRow, error_card, heading, pick_button, render, table
-from lora_studio.workspace.project import Home
 from lora_studio.workspace.run_queue import QueuedRun, RunQueue
 
 UP, DOWN, CANCEL = "up", "down", "cancel"
@@ -17,10 +17,10 @@ SEPARATOR = ":"
 PLACES = {UP: -1, DOWN: 1}
 
 
-def queue_table(home: Home) -> Markup:
-    """Return the waiting runs of all projects in their order, with buttons; nothing while none waits."""
+def queue_table(studio: Studio) -> Markup:
+    """Return the waiting runs of the visible projects in their order, with buttons; nothing while none waits."""
     try:
-        runs = RunQueue(home).runs()
+        runs = [run for run in RunQueue(studio.home).runs() if studio.may_see(run.folder.path.parents[1].name)]
     except StudioError as error:
         return error_card(error)
     if not runs:

@@ -11,6 +11,7 @@ from lora_studio.planning.presets import own_presets
 from lora_studio.planning.project_plan import NextRun
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
+from lora_studio.ui.roles import is_owner
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train import view
 from lora_studio.ui.train.control import checkpoint_list, controls_of, hidden_controls
@@ -44,6 +45,7 @@ class TrainRenderer:
         """Return the updates that show a state."""
         layout = self.layout
         updates: Updates = {}
+        own = own_presets(self.studio.home) if is_owner() else []
         match state.shown:
             case RunView() as run:
                 updates |= {self.studio.run: run.folder.name} | _run_updates(layout, run, self.studio.home)
@@ -51,13 +53,13 @@ class TrainRenderer:
                 updates |= {self.studio.run: NEW_RUN} | _next_run_updates(layout, next_run)
                 text = "Add to the queue" if self.studio.jobs.active() else "Start training"
                 updates[layout.buttons.start] = gr.Button(text, visible=True)
-                updates |= _preset_updates(layout, own_presets(self.studio.home), state)
+                updates |= _preset_updates(layout, own, state)
         if state.preset_note:
-            updates |= _preset_updates(layout, own_presets(self.studio.home), state)
+            updates |= _preset_updates(layout, own, state)
         if state.listed is not None:
             selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
             updates[layout.signature] = state.listed.signature
-            updates[layout.queue] = queue_table(self.studio.home)
+            updates[layout.queue] = queue_table(self.studio)
             updates[layout.aside.runs] = view.runs_table(state.listed.runs, selected)
         if state.form is not None:
             updates |= layout.form.show(state.form)
@@ -180,7 +182,7 @@ def _button_updates(buttons: TrainButtons, *shown: gr.Button) -> Updates:
 
 
 def _file_updates(aside: Aside, run: RunView) -> Updates:
-    if run.is_active or run.lora is None:
+    if run.is_active or run.lora is None or not is_owner():
         return {aside.files: gr.Column(visible=False)}
     return {
         aside.files: gr.Column(visible=True),

@@ -16,6 +16,7 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.ledger.records import read_records
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.ui.context import NEW_RUN, Studio
+from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.train.lineage import differences_card, input_label
@@ -73,6 +74,7 @@ class RunPanel:
         if studio.mode is Mode.LOCAL:
             gr.on([moved.save.click, moved.path.submit], self.save_path, [*shown, moved.path], outputs, **NO_PROGRESS)
 
+    @allowed(Role.GUEST)
     def show_run(self, project: str, run: str | None, notes_key: str | None) -> Updates:
         """Show the notes on a run and what it was made from, and ask for the first path that is missing.
 

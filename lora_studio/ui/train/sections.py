@@ -10,6 +10,7 @@ import gradio as gr
 
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.context import Page, Studio
+from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.train.compare import Compare, CompareLayout, build_compare
 from lora_studio.ui.train.ledger import COMPARE, OPEN, Ledger, LedgerLayout, build_ledger, picked
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
@@ -83,6 +84,7 @@ class Sections:
 
         return Page(refresh, outputs)
 
+    @allowed(Role.GUEST)
     def switch(self, project: str, run: str | None, section: str, scope: str) -> Updates:
         """Show another section."""
         updates = self._at(Section(section))
@@ -96,6 +98,7 @@ class Sections:
         """Show the section of a run, in which the form is: Test has chosen what fills it."""
         return self._at(Section.RUN)
 
+    @allowed(Role.GUEST)
     def click_in_ledger(self, project: str, event: gr.EventData) -> Updates:
         """Open a run, fill the form with its settings, or compare it with its parent."""
         try:

@@ -25,6 +25,7 @@ from lora_studio.planning.variants import variant_jobs
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
 from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded
+from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.epoch_overview import overview_job
 from lora_studio.ui.state.run_history import run_named
@@ -122,7 +123,7 @@ class TrainTab:
         outputs = [self.studio.tabs, self.studio.timer, self.layout.aside.notice]
         overview = guarded(self.layout.aside.notice, self.overview_by_epoch)
         buttons.overview.click(overview, [self.studio.project, self.studio.run], outputs, **self.studio.with_progress)
-        buttons.test.click(lambda: self.studio.goto(TabName.TEST), None, [self.studio.tabs], **NO_PROGRESS)
+        buttons.test.click(self.studio.opens(TabName.TEST), None, [self.studio.tabs], **NO_PROGRESS)
 
     def overview_by_epoch(self, project: object, run: object) -> Updates:
         """Start a test of all checkpoints of the run, and show it in Test."""
@@ -204,6 +205,7 @@ class TrainTab:
             return self.render(self._filled_form(project))
         return self.render(self._run(project, run)) | {self.layout.planned: None}
 
+    @allowed(Role.GUEST)
     def tab_selected(self, form: TrainForm) -> TrainState:
         """Update the tab when it is opened. The form follows the plan, except for what the user changed.
 
@@ -217,6 +219,7 @@ class TrainTab:
             run = self.reader.default_run(form.project)
         return self.open_form(form) if run == NEW_RUN else self._run(form.project, run)
 
+    @allowed(Role.GUEST)
     def open_form(self, form: TrainForm) -> TrainState:
         """Show the form as the user left it, with the present plan for what was not changed or was taken back."""
         if form.filled_from is None:
@@ -260,6 +263,7 @@ class TrainTab:
         """Fill the form with the settings of the shown run; they become changes to the plan."""
         return self._edited(page.project, self._shown_run(page), {})
 
+    @allowed(Role.GUEST)
     def select_run(self, page: TrainPage, pick: object) -> TrainState:
         """Show another run."""
         return self._run(page.project, str(pick))
@@ -360,6 +364,7 @@ class TrainTab:
         """Save the fields and update the figures, if the form is shown."""
         return self.save_edit(form) if form.run == NEW_RUN and form.filled_from is not None else None
 
+    @allowed(Role.GUEST)
     def tick(self, page: TrainPage) -> TrainState | None:
         """Show what changed; called by the timer while a job is active."""
         run = self._shown_run(page)
