@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,21 +33,31 @@ class Running:
     log: Path
 
 
-def start_app(folder: Path, *arguments: str, home: Home | None = None, timeout: float = START_SECONDS) -> Running:
-    """Start `python app.py` on a free port; `folder` gets its home and its temporary directory."""
+def start_app(
+    folder: Path,
+    *arguments: str,
+    home: Home | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = START_SECONDS,
+) -> Running:
+    """Start `python app.py` on a free port; `folder` gets its home and its temporary directory.
+
+    `environment` has variables besides this process' own.
+    """
     home = home or Home(folder / "home")
     temporary = folder / "temporary"
     temporary.mkdir(exist_ok=True)
     port = free_port()
     log = folder / "app.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", "SPACE_"))}
-    environment |= {"TMPDIR": str(temporary), "LORA_STUDIO_HOME": str(home.path), "PYTHONUNBUFFERED": "1"}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", "SPACE_"))}
+    variables |= {"TMPDIR": str(temporary), "LORA_STUDIO_HOME": str(home.path), "PYTHONUNBUFFERED": "1"}
+    variables |= environment or {}
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "app.py", "--port", str(port), "--home", str(home.path), *arguments],
             cwd=ROOT,
-            env=environment,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

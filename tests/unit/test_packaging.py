@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from app import main
 from lora_studio import files, worker
@@ -100,3 +103,17 @@ def test_image_has_every_file_that_the_studio_ships() -> None:
         first, *below = path.relative_to(ROOT).parts
         assert not any(fnmatch(first, pattern) for pattern in patterns), path
         assert not any(fnmatch(part, pattern) for part in below for pattern in anywhere), path
+
+
+def test_space_settings_name_what_the_studio_runs_on() -> None:
+    front = yaml.safe_load((ROOT / "README.md").read_text("utf-8").split("---\n")[1])
+    requirements = [Requirement(line) for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()[1:]]
+    gradio = next(requirement for requirement in requirements if requirement.name == "gradio")
+    assert front["sdk"] == "gradio"
+    assert front["sdk_version"] in gradio.specifier
+    assert "oauth" in gradio.extras
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["requires-python"]
+    assert front["python_version"] in SpecifierSet(python)
+    assert (ROOT / front["app_file"]).is_file()
+    assert (front["hf_oauth"], front["hf_oauth_scopes"]) == (True, ["read-memberships"])
+    assert len(front["short_description"]) <= 60
