@@ -86,7 +86,9 @@ def train(name: str, dataset: Path, folder: Path) -> dict[str, Any]:
     rate, prediction = changes.pop("rate", 1), changes.pop("prediction", None)
     recipe = load_preset("demo") | {"max_train_steps": STEPS, "save_every_n_epochs": 1000}
     recipe |= {"sample_every_n_epochs": 0, "sample_at_first": False}
-    recipe |= {setting: recipe[setting] * rate for setting in ("unet_lr", "text_encoder_lr")} | changes
+    recipe |= {
+        setting: getattr(Recipe.parse(recipe), setting) * rate for setting in ("unet_lr", "text_encoder_lr")
+    } | changes
     base = BASE if prediction is None else str(claim_prediction_type(EMBEDDED, folder / prediction, prediction))
     events: list[Event] = []
     try:

@@ -96,8 +96,7 @@ def recipe_of(kind: Kind) -> dict[str, Any]:
         "network_dim": RANK,
         "network_alpha": RANK,
         "save_precision": "fp16",
-        "unet_lr": recipe["unet_lr"] * kind.rate,
-        "text_encoder_lr": recipe["text_encoder_lr"] * kind.rate,
+        **{name: getattr(Recipe.parse(recipe), name) * kind.rate for name in ("unet_lr", "text_encoder_lr")},
         "max_train_steps": steps,
         "lr_warmup_steps": min(recipe["lr_warmup_steps"], steps // 4),
         "epochs": steps,  # max_train_steps ends the run

@@ -4,6 +4,7 @@ A recipe is chosen on the styles in CHOSEN_ON and reported, by the stage `styles
 say in it. Each candidate is the demo preset with a few values changed.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,13 @@ from lora_studio.workspace.project import Home
 CHOSEN_ON = (HIGH_CONTRAST, "blueprint", "sunset")
 COUNT = 24  # training images
 NO_TRIGGER = "1, no trigger word"
+TWICE = {"unet_lr": 1e-3, "text_encoder_lr": 1e-3}
 CANDIDATES: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "half the rates": {"unet_lr": 5e-4, "text_encoder_lr": 5e-4},
-    "quarter of the text encoders' rate": {"text_encoder_lr": 2.5e-4},
-    "UNet only": {"text_encoder_lr": 0.0},
-    "no tag dropout": {"caption_tag_dropout_rate": 0.0},
-    "half the steps": {"max_train_steps": 250},
-    "half the rates, no tag dropout": {"unet_lr": 5e-4, "text_encoder_lr": 5e-4, "caption_tag_dropout_rate": 0.0},
-    "UNet only, no tag dropout": {"text_encoder_lr": 0.0, "caption_tag_dropout_rate": 0.0},
+    "twice the rates": TWICE,
+    "twice the rates, tag dropout": TWICE | {"caption_tag_dropout_rate": 0.8},
+    "twice the UNet's rate, a fifth of the text encoders'": {"unet_lr": 1e-3, "text_encoder_lr": 1e-4},
+    "twice the UNet's rate, no text encoders": {"unet_lr": 1e-3, "text_encoder_lr": 0.0},
 }
 
 # What a well-trained LoRA of a style should reach.
@@ -61,7 +60,7 @@ def search(work: Path, pack: Path) -> None:
     judges = Judges.load(work, pack, CHOSEN_ON)
     found: dict[str, dict[str, Any]] = {}
     for name, changes in CANDIDATES.items():
-        folder = work / "recipes" / name.replace(" ", "-").replace(",", "")
+        folder = work / "recipes" / re.sub(r"\W+", "-", name)
         judged = judge_styles(
             judges, base=pack / "base", home=Home(work / "home"), folder=folder, counts=(COUNT,), changes=changes
         )
