@@ -10,11 +10,11 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -90,7 +90,7 @@ def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> ResumeState
     for path in finished_states(folder):
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             on_damage(f"The saved training state {path.name} is damaged ({reason}); the previous one is used.")
     return None
