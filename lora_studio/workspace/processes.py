@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-# Flags of Windows' CreateProcess, which `subprocess` has on Windows only. Without them a process ends with the console of
-# the one that starts it; other systems have sessions for that.
+# Flags of Windows' CreateProcess, which `subprocess` has on Windows only. Without them a process ends with the console
+# of the one that starts it; other systems have sessions for that.
 CREATE_NEW_PROCESS_GROUP, CREATE_NO_WINDOW = 0x00000200, 0x08000000
 
 
