@@ -23,7 +23,7 @@ from lora_studio.planning.speeds import read_speeds
 from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.gpu_queue import hold_gpu
-from lora_studio.workspace.job_folder import JobFolder, JobState
+from lora_studio.workspace.job_folder import RESUME_REMEDIES, JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.events import records_of, start_event, step_event
 
@@ -229,7 +229,7 @@ def test_missing_file_is_named(folder: JobFolder, home: Home, stage: Any, tmp_pa
     stage(lambda job, folder, **wires: (tmp_path / "gone.png").read_bytes())
     with pytest.raises(JobError, match=r"gone\.png"):
         worker.execute(folder, home=home)
-    assert "resume" in folder.status().remedy
+    assert RESUME_REMEDIES["train"] in folder.status().remedy
     assert records_of(folder, "failed")[-1]["code"] == "file_vanished"
 
 
