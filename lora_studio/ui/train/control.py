@@ -179,5 +179,5 @@ class RunControl:
         return self._show(page, folder.name, is_job_started=True)
 
     def _show(self, page: TrainPage, name: str, *, is_job_started: bool = False) -> TrainState:
-        run = self.reader.run(page.project, name)
-        return TrainState(run, self.reader.run_list(page.project, name), is_job_started=is_job_started)
+        listed = self.reader.run_list(page.project, name)
+        return TrainState(self.reader.run(page.project, name), listed, is_job_started=is_job_started)

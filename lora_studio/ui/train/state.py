@@ -117,12 +117,16 @@ class RunReader:
         return None if name == NEW_RUN else self.run(page.project, name)
 
     def run_list(self, project: Project, shown: str) -> RunList:
-        """Return the runs of a project that can be read, while the page shows that named `shown` or the form."""
-        runs = []
+        """Return the runs of a project that can be read, while the page shows that named `shown` or the form.
+
+        The signature is that before they are read, so that what changes meanwhile is shown at the next tick. For the
+        same reason the list is read before the run that is shown.
+        """
+        signature, runs = self.signature(project, shown), []
         for folder in project.runs():
             with suppress(InputError):
                 runs.append(RunView.load(folder, self.histories))
-        return RunList(tuple(runs), self.signature(project, shown))
+        return RunList(tuple(runs), signature)
 
     def default_run(self, project: Project) -> str:
         """Return the active run, else the form if it has changes that were not trained with, else the latest run."""

@@ -379,8 +379,8 @@ class TrainTab:
 
     def _run(self, project: Project, name: str, *, is_job_started: bool = False) -> TrainState:
         """Return the state that shows a run; raises InputError if the project has none with this name."""
-        run = self.reader.run(project, name)
-        return TrainState(run, self.reader.run_list(project, name), is_job_started=is_job_started)
+        listed = self.reader.run_list(project, name)
+        return TrainState(self.reader.run(project, name), listed, is_job_started=is_job_started)
 
     def _filled_form(self, project: Project, other: OtherFields | None = None) -> TrainState:
         """Return the state that shows the form, filled with the plan and the saved changes."""
