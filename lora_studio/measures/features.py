@@ -10,7 +10,6 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from lora_studio.dataset.tagging.cache import FEATURES, TagCache
-from lora_studio.dataset.tagging.catalogue import TaggerFiles
 from lora_studio.dataset.tagging.interface import ModelFiles, Prediction
 from lora_studio.dataset.tagging.runner import TaggerRunner
 from lora_studio.errors import StopRequested
@@ -53,23 +52,21 @@ def predictions_of(
 ) -> dict[Path, Prediction]:
     """Return a model's predictions for images, in their order, cached by content.
 
-    Images that cannot be read are left out.
-    A tagger's predictions for images of a dataset come from its cache alone: it has tagged them, except for those added
-    since. `generated` images have a cache of their own. Raises InputError if the model cannot be loaded, StopRequested.
+    Images that cannot be read are left out. A tagger shares its cache with tagging, except for `generated` images.
+    Raises InputError if the model cannot be loaded, StopRequested.
     """
     cache = TagCache.of(files, home, FEATURES if generated else cache_kind(files))
     known = {image.path: cache.predictions.get(image.sha256) for image in images}
-    if generated or not isinstance(files, TaggerFiles):
-        hashes = {image.path: image.sha256 for image in images}
-        missing = [path for path, prediction in known.items() if prediction is None]
-        runner = TaggerRunner(files, cache, partial(_report_phase, report), on_cpu=on_cpu)
-        for results in runner.predict(missing, hashes.__getitem__):
-            known |= {path: found for path, found in results if isinstance(found, Prediction)}
-            done = len(images) - list(known.values()).count(None)
-            # As text: the counts of a phase would replace the job's own, of steps or cells.
-            report(PhaseEvent(message=f"Comparing images by {files.name}: {done} of {len(images)}"))
-            if should_stop():
-                raise StopRequested
+    hashes = {image.path: image.sha256 for image in images}
+    missing = [path for path, prediction in known.items() if prediction is None]
+    runner = TaggerRunner(files, cache, partial(_report_phase, report), on_cpu=on_cpu)
+    for results in runner.predict(missing, hashes.__getitem__):
+        known |= {path: found for path, found in results if isinstance(found, Prediction)}
+        done = len(images) - list(known.values()).count(None)
+        # As text: the counts of a phase would replace the job's own, of steps or cells.
+        report(PhaseEvent(message=f"Comparing images by {files.name}: {done} of {len(images)}"))
+        if should_stop():
+            raise StopRequested
     return {path: prediction for path, prediction in known.items() if prediction is not None}
 
 

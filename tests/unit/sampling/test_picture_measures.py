@@ -128,3 +128,13 @@ def test_a_named_model_compares(run: Path, home: Home, tmp_path: Path) -> None:
     found = measured(good, run, home, tmp_path, feature_model=model, seeds=[1, 2], strengths=[0, 1])
     assert (found.features, len(found.rows)) == (model, 2)
     assert found.rows[1].trigger_response is not None
+
+
+def test_a_named_tagger_compares_with_training_images_that_it_did_not_tag(
+    run: Path, home: Home, tmp_path: Path
+) -> None:
+    found = measured(good, run, home, tmp_path, feature_model="demo")
+    assert found.features == "demo"
+    assert found.rows[-1].closeness is not None
+    assert found.rows[-1].memorisation is not None
+    assert found.rows[-1].validation_closeness is not None
