@@ -193,6 +193,15 @@ def test_the_number_of_images_is_updated(project: Project, interface: Interface)
     assert interface.call(SweepTab.update_cell_count, test_strengths="abc")["test_count"] == ""
 
 
+def test_the_number_of_images_follows_the_project(project: Project, home: Home, interface: Interface) -> None:
+    make_project(home, "empty")
+    assert "No LoRA is selected" in interface.open_project("empty")["test_count"]
+    assert "14 images" in interface.open_project("ink")["test_count"]
+    shown = interface.call(SweepTab.tab_selected, test_loras=["001-ink/gone.safetensors"])
+    assert shown["test_loras"]["value"] == []
+    assert "No LoRA is selected" in shown["test_count"]
+
+
 def test_the_grid_fills_cell_by_cell(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **running_status())
     shown = interface.open_project("ink")

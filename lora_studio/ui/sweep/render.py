@@ -163,7 +163,7 @@ class SweepRenderer:
             **({} if form.bases is None else self._bases(form.bases)),
             **self.layout.form.fill(form.values),
             **({} if form.key is None else {self.layout.held.filled_for: form.key}),
-            **({settings.cell_count: cell_count(form.job)} if form.job else {}),
+            **({} if form.count is None else {settings.cell_count: form.count}),
         }
 
     def _stacked(self, stacked: tuple[Sequence[str], str] | None, options: list[tuple[str, str]]) -> Updates:

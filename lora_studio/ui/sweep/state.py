@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from markupsafe import Markup
+
 from lora_studio import guide
 from lora_studio.errors import StudioError
 from lora_studio.lora.header import read_lora_header
@@ -44,6 +46,11 @@ class SweepPage:
     weights: str
     fields: Mapping[str, object]
 
+    @classmethod
+    def empty(cls, project: Project, fields: Mapping[str, object]) -> SweepPage:
+        """Return a page on which nothing is selected or opened, with the form's fields as they are."""
+        return cls(project, None, "", "", "", None, "", "", "", [], [], [], "", fields)
+
     @property
     def shown(self) -> SweepState:
         """Return what the page shows besides the form."""
@@ -57,8 +64,8 @@ class SweepForm:
 
     `stacked` are the other LoRAs in every image (ids) with the text of their strengths; None leaves both.
 
-    `key` changes when the form must be filled again, for another run and at the end of the run; None keeps it. `job` is
-    the job that the content describes, if it is one.
+    `key` changes when the form must be filled again, for another run and at the end of the run; None keeps it. `count`
+    is the line below the form, see `cell_count`; None keeps it.
     """
 
     loras: Sequence[str]
@@ -66,7 +73,7 @@ class SweepForm:
     values: Mapping[str, object] = field(default_factory=dict)
     key: str | None = None
     stacked: tuple[Sequence[str], str] | None = None
-    job: SweepJob | None = None
+    count: Markup | None = None
 
     @classmethod
     def of_target(cls, project: Project, target: LoraChoice | None) -> SweepForm:
@@ -93,7 +100,7 @@ class SweepForm:
         ids = [known[path] for path in job.loras if path in known]
         others = [lora for lora in job.with_loras if lora.path in known]
         stacked = ([known[lora.path] for lora in others], ", ".join(lora.strengths for lora in others))
-        return cls(ids, job.bases, dict(job), stacked=stacked, job=job)
+        return cls(ids, job.bases, dict(job), stacked=stacked)
 
 
 @dataclass(frozen=True)

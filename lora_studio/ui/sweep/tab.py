@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,13 @@ from lora_studio.settings.prompt_sets import prompts_of_set
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.roles import Role, allowed, require_owner
 from lora_studio.ui.server import Mode
-from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_loras, stacked_loras
+from lora_studio.ui.state.lora_files import (
+    UnknownLora,
+    import_lora,
+    lora_choices,
+    selected_loras,
+    stacked_loras,
+)
 from lora_studio.ui.state.shared_paths import check_shared_model
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep.grid import arrange
@@ -77,12 +82,12 @@ class SweepTab:
         self._wire_actions(events, tab)
         self._wire_results(events, live)
         gr.on(
-            [layout.settings.loras.change, layout.settings.bases.change, *layout.form.edit_events],
+            [*(item.input for item in (settings.loras, settings.bases)), *layout.form.edit_events],
             self.update_cell_count,
             {*inputs},
-            [layout.settings.cell_count],
+            [settings.cell_count],
             **NO_PROGRESS,
-            trigger_mode="always_last",
+            trigger_mode="multiple",  # gradio's "always_last" repeats the event with the values of the first one
         )
         self.tools.wire()
         self.release.wire()
@@ -144,6 +149,7 @@ class SweepTab:
         """Show a project: its latest test, and the form with the settings of its latest run."""
         form = SweepForm.of_target(project, likely_target(project, None))
         form = replace(form, values={**self.layout.form.defaults, **form.values})
+        form = self._counted(SweepPage.empty(project, {}), form)
         shown = self.render(SweepState(project, default_sweep(project), form=form))
         folds = {**self.tools.refresh(project), **self.release.refresh(project)}
         lists = {**self.tools.choices(project), **self.release.choices(project)}
@@ -161,8 +167,8 @@ class SweepTab:
         known = {folder.name: folder for folder in page.project.sweeps()}
         is_other_active = any(folder.status().state.is_active for folder in known.values() if folder.name != page.sweep)
         if is_other_active or page.sweep not in known:
-            return SweepState(page.project, default_sweep(page.project), form=form)
-        return replace(page.shown, form=form)
+            return SweepState(page.project, default_sweep(page.project), form=self._counted(page, form))
+        return self._filled(page, form)
 
     @allowed(Role.VISITOR)
     def start_sweep(self, page: SweepPage) -> SweepState:
@@ -170,7 +176,7 @@ class SweepTab:
         try:
             job = self._job(page)
         except (ConfigError, UnknownLora) as error:
-            return replace(page.shown, form=SweepForm(page.loras), wrong=page.fields, error=error)
+            return replace(self._filled(page, SweepForm(page.loras)), wrong=page.fields, error=error)
         folder = self.studio.jobs.start(page.project.new_sweep_dir(), job)
         return SweepState(page.project, folder.name, is_job_started=True)
 
@@ -191,7 +197,7 @@ class SweepTab:
     def reuse_settings(self, page: SweepPage) -> SweepState:
         """Fill the form with the settings of the shown test."""
         job = SweepView.load(sweep_named(page.project, page.shown.sweep)).job
-        return replace(page.shown, form=SweepForm.of_job(page.project, job))
+        return self._filled(page, SweepForm.of_job(page.project, job))
 
     @allowed(Role.VISITOR)
     def bases_chosen(self, page: SweepPage) -> SweepState:
@@ -214,11 +220,30 @@ class SweepTab:
         return self._filled(page, SweepForm(page.loras, values={"prompts": prompts}))
 
     def _filled(self, page: SweepPage, form: SweepForm) -> SweepState:
-        """Return the page with a changed form and the number of images that it describes, if it describes a job."""
-        contents = {**page.fields, **self.layout.form.contents(form.values)}
-        with suppress(StudioError):
-            form = replace(form, job=self._job(replace(page, fields=contents)))
-        return replace(page.shown, form=form)
+        return replace(page.shown, form=self._counted(page, form))
+
+    def _counted(self, page: SweepPage, form: SweepForm) -> SweepForm:
+        """Return the form with the line below it: what the form describes once it has this content."""
+        known = lora_choices(page.project)
+        stacked, weights = (page.stacked, page.weights) if form.stacked is None else form.stacked
+        after = replace(
+            page,
+            loras=[given for given in form.loras if given in known],
+            bases=page.bases if form.bases is None else list(form.bases),
+            stacked=list(stacked),
+            weights=weights,
+            fields={**page.fields, **self.layout.form.contents(form.values)},
+        )
+        return replace(form, count=self._count(after))
+
+    def _count(self, page: SweepPage) -> Markup:
+        """Return how many images the form describes, or why none. A wrong value is marked at its field by the form."""
+        try:
+            return cell_count(self._job(page))
+        except ConfigError:
+            return Markup("")
+        except StudioError as error:
+            return hint(str(error))
 
     @allowed(Role.GUEST)
     def select_sweep(self, page: SweepPage, pick: object) -> SweepState:
@@ -268,11 +293,9 @@ class SweepTab:
 
     @allowed(Role.GUEST)
     def update_cell_count(self, values: PageValues) -> Updates:
-        """Update the number of images after an edit. A wrong value is marked at its field by the form itself."""
+        """Update the number of images after an edit."""
         try:
-            text = cell_count(self._job(self.read(values)))
-        except ConfigError:
-            text = Markup("")
+            text = self._count(self.read(values))
         except StudioError as error:
             text = hint(str(error))
         return {self.layout.settings.cell_count: text}
@@ -299,4 +322,5 @@ class SweepTab:
 
     def _imported(self, page: SweepPage, file: Path) -> SweepState:
         imported = import_lora(page.project, file)
-        return SweepState(page.project, default_sweep(page.project), form=SweepForm([*page.loras, imported]))
+        form = self._counted(page, SweepForm([*page.loras, imported]))
+        return SweepState(page.project, default_sweep(page.project), form=form)
