@@ -1,38 +1,25 @@
-"""One process at a time adds images to a dataset, sets images aside or brings them back."""
+"""One process at a time adds images to a dataset, moves images, sets them aside or brings them back."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lora_studio.errors import InputError
+from lora_studio.file_lock import hold_lock
 
 LOCK = ".import.lock"  # in the dataset's folder of records
+LOCK_SECONDS = 10.0  # that moving images waits for another program's import or curation
 
 
-@contextmanager
-def change_lock(records: Path, *, seconds: float = -1) -> Iterator[None]:
-    """Hold the lock of the dataset whose records are in a folder; the lock file is removed at the end.
+def change_lock(records: Path, *, seconds: float = -1) -> AbstractContextManager[None]:
+    """Return a context that holds the lock of the dataset whose records are in a folder.
 
     Waits for as long as another process holds it, or raises InputError after `seconds`.
     """
-    lock = FileLock(records / LOCK, timeout=seconds)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"Another program imports or curates the images of {records}.",
-            "Wait until it has finished, then try again.",
-            code="busy",
-        ) from error
-    try:
-        yield
-    finally:
-        if os.name == "posix":  # Windows removes it on release; a waiting filelock notices the removal
-            lock_file = records / LOCK
-            lock_file.unlink(missing_ok=True)
-        lock.release()
+    busy = InputError(
+        f"Another program imports or curates the images of {records}.",
+        "Wait until it has finished, then try again.",
+        code="busy",
+    )
+    return hold_lock(records / LOCK, busy, seconds=seconds)

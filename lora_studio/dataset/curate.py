@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_studio.dataset.captions.extension import known_suffixes
-from lora_studio.dataset.change_lock import change_lock
+from lora_studio.dataset.change_lock import LOCK_SECONDS, change_lock
 from lora_studio.dataset.duplicates.find import DuplicateKind
 from lora_studio.dataset.images.decode import is_image_name
 from lora_studio.dataset.images.masks import mask_files
@@ -29,7 +29,6 @@ from lora_studio.plurals import format_count
 from lora_studio.workspace.project import records_folder
 
 REJECTED_FILE = "rejected.json"
-LOCK_SECONDS = 10.0  # that a curation waits for another program's import or curation
 
 
 class Move(BaseModel):

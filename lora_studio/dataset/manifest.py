@@ -23,7 +23,7 @@ from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.dataset.duplicates.similarity import Diversity, Features
 from lora_studio.dataset.images.decode import ImageInfo
 from lora_studio.dataset.images.header_cache import sha256_of, upright_size
-from lora_studio.dataset.marks import LEGACY_FILE, Marks, load_marks, save_marks
+from lora_studio.dataset.marks import LEGACY_FILE, Marks, load_marks
 from lora_studio.dataset.scan import ScanReport, with_similar
 from lora_studio.files import cached_by_stamp, file_stamp, is_racy, write_bytes
 from lora_studio.workspace.project import records_folder
@@ -108,22 +108,6 @@ class Manifest:
         """Write scan.json into `records` atomically. Raises DiskFullError or InputError."""
         if self.scan is not None:
             write_bytes(records / SCAN_FILE, _ADAPTER.dump_json(self.scan, indent=1) + b"\n")
-
-    def save_marks(self, records: Path) -> None:
-        """Write marks.json into `records` atomically, setting a damaged one aside. Raises DiskFullError, InputError."""
-        save_marks(records, self.marks)
-
-    def with_kept(self, sha256: str, *, kept: bool = True) -> Manifest:
-        """Return this manifest with an image marked as one to keep, or no longer so."""
-        return replace(self, marks=self.marks.with_kept([sha256], kept=kept))
-
-    def with_reviewed(self, captions: Iterable[tuple[str, str | None]]) -> Manifest:
-        """Return this manifest with images marked as reviewed, each given by its hash and the caption that was read."""
-        return replace(self, marks=self.marks.with_reviewed(captions))
-
-    def without_reviewed(self, hashes: Iterable[str]) -> Manifest:
-        """Return this manifest with images no longer marked as reviewed."""
-        return replace(self, marks=self.marks.without_reviewed(hashes))
 
     def with_features(self, features: Features) -> Manifest:
         """Return this manifest with the groups of similar images and the diversity by a tagger's features."""

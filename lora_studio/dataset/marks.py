@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
 from lora_studio.errors import disk_errors
+from lora_studio.file_lock import change_file
 from lora_studio.files import cached_by_stamp, write_text
 
 MARKS_FILE = "marks.json"
@@ -87,6 +88,19 @@ def load_marks(folder: Path) -> Marks:
             _log.warning("%s cannot be read, its marks are ignored: %s", folder / name, error.strerror)
             return Marks()
     return Marks()
+
+
+def change_marks(folder: Path, change: Callable[[Marks], Marks]) -> Marks:
+    """Apply a change to the marks in `folder` as they are now, write them, and return them.
+
+    One process at a time does so: marks that another studio sets meanwhile are kept. Raises DiskFullError, InputError.
+    """
+    with change_file(folder / MARKS_FILE):
+        before = load_marks(folder)
+        after = change(before)
+        if after != before:
+            save_marks(folder, after)
+    return after
 
 
 def save_marks(folder: Path, marks: Marks) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.marks import load_marks
+from lora_studio.dataset.marks import change_marks, load_marks
 from lora_studio.errors import InputError
 from lora_studio.workspace.project import records_folder
 
@@ -51,11 +51,11 @@ def mark_reviewed(folder: Path, images: Sequence[Path], *, reviewed: bool = True
             )
         chosen.append(found)
     manifest = Manifest.of(folder)
+    captions = {manifest.sha256_of(image): read_caption(image) for image in chosen}
     if reviewed:
-        manifest = manifest.with_reviewed((manifest.sha256_of(image), read_caption(image)) for image in chosen)
+        change_marks(records_folder(folder), lambda marks: marks.with_reviewed(captions.items()))
     else:
-        manifest = manifest.without_reviewed(map(manifest.sha256_of, chosen))
-    manifest.save_marks(records_folder(folder))
+        change_marks(records_folder(folder), lambda marks: marks.without_reviewed(captions))
     return review_status(folder)
 
 
@@ -72,4 +72,4 @@ def record_reviewed_captions(folder: Path) -> None:
     hashes = ((manifest.sha256_of(image), image) for image in find_images(folder))
     captions = [(sha256, read_caption(image)) for sha256, image in hashes if sha256 in unrecorded]
     if captions:
-        manifest.with_reviewed(captions).save_marks(records_folder(folder))
+        change_marks(records_folder(folder), lambda marks: marks.with_reviewed(captions))

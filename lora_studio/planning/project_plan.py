@@ -121,10 +121,8 @@ def project_recipe(project: Project) -> Recipe:
 
 def save_changes(project: Project, recipe: Recipe, planned: Recipe) -> None:
     """Store what the user changed in the planned recipe; the file is written only if that is new."""
-    plain, info = recipe.model_dump(mode="json"), project.info()
-    changes = {change.name: plain[change.name] for change in setting_changes(recipe, planned)}
-    if changes != info.recipe:
-        project.save_info(info.model_copy(update={"recipe": changes}))
+    plain = recipe.model_dump(mode="json")
+    project.change_info(recipe={change.name: plain[change.name] for change in setting_changes(recipe, planned)})
 
 
 def plan_inputs(project: Project) -> PlanInputs:

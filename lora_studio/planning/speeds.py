@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_studio.errors import InputError
 from lora_studio.events import Event, SampleEvent, StartEvent, StepEvent
+from lora_studio.file_lock import change_file
 from lora_studio.files import write_text
 from lora_studio.models.catalogue import find_base
 from lora_studio.settings.job_specs import TrainJob
@@ -115,8 +116,9 @@ def remember_speed(home: Home, folder: JobFolder) -> None:
     """Add the speed of a run to those of this machine, unless it was too short."""
     if (speed := speed_of_run(folder)) is None:
         return
-    lines = [known.model_dump_json() for known in (*read_speeds(home), speed)]
-    write_text(home.speeds, "\n".join(lines[-MAX_SPEEDS:]) + "\n")
+    with change_file(home.speeds):
+        lines = [known.model_dump_json() for known in (*read_speeds(home), speed)]
+        write_text(home.speeds, "\n".join(lines[-MAX_SPEEDS:]) + "\n")
 
 
 def read_speeds(home: Home) -> Iterator[MeasuredSpeed]:

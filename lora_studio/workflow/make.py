@@ -349,17 +349,19 @@ def _project_of(folder: Path, name: str, answers: Mapping[str, Any], home: Home)
     Raises InputError for a folder without images, ConfigError for wrong answers, before anything is written.
     """
     if (folder / "project.json").is_file():
-        project = Project(folder)
-        project.save_info(_answers(project.info(), answers))
-        return project
+        return _with_answers(Project(folder), answers)
     if not folder.is_dir() or not find_images(folder):
         raise InputError(f"There are no images in {str(folder)!r}.", "Give a folder with images.", code="no_images")
     wanted = name or slugify(folder.name) or "images"
     known = next((project for project in home.projects() if project.name == wanted), None)
-    info = _answers(known.info() if known else ProjectInfo(), answers)
-    project = known or home.create_project(wanted)
-    project.save_info(info)
+    project = _with_answers(known, answers) if known else home.create_project(wanted, _answers(ProjectInfo(), answers))
     import_paths([folder], project.images_dir)
+    return project
+
+
+def _with_answers(project: Project, given: Mapping[str, Any]) -> Project:
+    info = _answers(project.info(), given)
+    project.change_info(**{name: getattr(info, name) for name in given})
     return project
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 from lora_studio.errors import InputError
+from lora_studio.file_lock import change_file
 from lora_studio.files import write_json
 
 STARS_FILE = "stars.json"
-
-_writing = threading.Lock()
 
 
 def starred_cells(sweep: Path) -> list[str]:
@@ -33,7 +31,7 @@ def starred_cells(sweep: Path) -> list[str]:
 
 def toggle_star(sweep: Path, name: str) -> bool:
     """Give an image a star, or take it away; return whether it has one now. Raises InputError as `starred_cells`."""
-    with _writing:
+    with change_file(sweep / STARS_FILE):
         before = starred_cells(sweep)
         after = [other for other in before if other != name] if name in before else [*before, name]
         write_json(sweep / STARS_FILE, after)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import TypeVar
 
 from lora_studio.errors import InputError
+from lora_studio.file_lock import change_file
 from lora_studio.files import write_json
 from lora_studio.settings.job_specs import Job, TrainJob
 
@@ -77,7 +78,8 @@ def move_path(folder: Path, old: str, new: Path) -> None:
     if not new.expanduser().exists():
         raise InputError(f"{new} does not exist.", f"Give the folder or file that {old} is now.", code="moved_path")
     place = project_folder(folder) or folder
-    write_json(place / MOVED_FILE, read_moved_paths(folder) | {old: str(new.expanduser().resolve())})
+    with change_file(place / MOVED_FILE):
+        write_json(place / MOVED_FILE, read_moved_paths(folder) | {old: str(new.expanduser().resolve())})
 
 
 def read_moved_paths(folder: Path) -> dict[str, str]:

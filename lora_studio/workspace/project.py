@@ -42,6 +42,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationError
 
 from lora_studio.errors import InputError, disk_errors
+from lora_studio.file_lock import change_file
 from lora_studio.files import write_text
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.declare import Settings
@@ -274,8 +275,20 @@ class Project:
                 f"{file} cannot be read: {error}", "Correct it, or remove it to start from defaults.", code="project"
             ) from error
 
+    def change_info(self, **changes: Any) -> ProjectInfo:
+        """Set some settings in project.json, as it is now, and return all; those that another studio set are kept.
+
+        The values are not validated. Raises InputError or DiskFullError.
+        """
+        with change_file(self.path / "project.json"):
+            before = self.info()
+            after = before.model_copy(update=changes)
+            if after != before:
+                self.save_info(after)
+        return after
+
     def save_info(self, info: ProjectInfo) -> None:
-        """Write project.json."""
+        """Write all settings of a new project into project.json."""
         write_text(self.path / "project.json", info.model_dump_json(indent=1))
 
     def runs(self) -> list[JobFolder]:

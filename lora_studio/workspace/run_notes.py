@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from lora_studio.errors import InputError
+from lora_studio.file_lock import change_file
 from lora_studio.files import write_text
 from lora_studio.settings.declare import Settings
 
 NOTES_FILE = "notes.json"
 MAX_STARS = 5
-
-_writing = threading.Lock()
 
 
 class RunNotes(Settings):
@@ -44,7 +42,7 @@ def change_notes(run: Path, *, stars: int | None = None, notes: str | None = Non
     """
     if not (run / "job.toml").is_file():
         raise InputError(f"{run} does not contain a job.toml.", "Give the folder of a run.", code="no_job")
-    with _writing:
+    with change_file(run / NOTES_FILE):
         before = read_notes(run)
         given = {"stars": stars, "notes": notes}
         after = RunNotes.parse(

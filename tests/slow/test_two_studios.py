@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,12 @@ from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.curate import Proposal, reject, rejected_images, restore_images
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.ingest.importers import import_paths
+from lora_studio.dataset.marks import change_marks, load_marks
+from lora_studio.workspace.cell_stars import starred_cells, toggle_star
 from lora_studio.workspace.project import Home, Project
+from lora_studio.workspace.run_notes import RunNotes, change_notes, read_notes
 from tests.support.import_sources import draw, pack
-from tests.support.jobs import make_project
+from tests.support.jobs import make_project, make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
@@ -74,6 +78,28 @@ def test_images_that_both_set_aside_can_all_be_restored(project: Project) -> Non
     assert {entry.image for entry in rejected_images(project.rejected_dir)} == set(images)
     assert sorted(restore_images(project.rejected_dir)[0]) == images
     assert all(read_caption(image) for image in images)
+
+
+def test_marks_stars_notes_and_settings_of_both_are_kept(project: Project) -> None:
+    run = make_run(project)
+    hashes = [f"{number:064x}" for number in range(2 * IMAGES)]
+
+    def work(mine: list[str], **changes: Any) -> None:
+        for image in mine:
+            change_marks(project.path, lambda marks, image=image: marks.with_kept([image]))
+            toggle_star(run.path, f"{image}.png")
+        for name, value in changes.items():
+            project.change_info(**{name: value})
+
+    first = {"trigger_word": "inkstamp_hc", "base": "embedded", "vram_gib": 8.0}
+    second = {"notes": "two", "kind": "style", "parent": "001"}
+    at_once(lambda: work(hashes[::2], **first), lambda: work(hashes[1::2], **second))
+    assert load_marks(project.path).kept == set(hashes)
+    assert sorted(starred_cells(run.path)) == [f"{image}.png" for image in hashes]
+    assert project.info().model_dump().items() >= (first | second).items()
+    at_once(lambda: change_notes(run.path, stars=3), lambda: change_notes(run.path, notes="good"))
+    assert read_notes(run.path) == RunNotes(stars=3, notes="good")
+    assert not list(project.path.rglob("*.lock"))
 
 
 def test_caption_edits_of_both_are_kept_and_can_be_undone(project: Project) -> None:

@@ -62,7 +62,7 @@ LAYERS = (
     ("dataset.images",),
     ("dataset.captions",),
     ("dataset.validation_split",),
-    ("dataset.buckets",),
+    ("dataset.buckets", "dataset.change_lock"),
     ("models.describe",),
     ("models.locate",),
     ("models.architectures",),
@@ -75,7 +75,7 @@ LAYERS = (
     ("guide_sections",),
     ("events", "guide", "models.catalogue"),
     ("torch_build",),
-    ("files", "versions", "plurals"),
+    ("files", "file_lock", "versions", "plurals"),
     ("errors",),
 )
 LEVEL = {entry: level for level, layer in enumerate(LAYERS) for entry in layer}

@@ -55,10 +55,8 @@ def set_caption_extension(folder: Path, extension: str) -> None:
     root = records_folder(folder)
     if (root / _PROJECT_FILE).is_file():
         project = Project(root)
-        info = project.info()
-        others = {name: value for name, value in info.recipe.items() if name != "caption_extension"}
-        recipe = {**others, "caption_extension": chosen} if chosen else others
-        project.save_info(info.model_copy(update={"recipe": recipe}))
+        others = {name: value for name, value in project.info().recipe.items() if name != "caption_extension"}
+        project.change_info(recipe={**others, "caption_extension": chosen} if chosen else others)
     else:
         write_json(root / RECORD_FILE, {"caption_extension": chosen})
 

@@ -10,11 +10,12 @@ import unicodedata
 from pathlib import Path
 
 from lora_studio.dataset.captions.extension import known_suffixes
+from lora_studio.dataset.change_lock import LOCK_SECONDS, change_lock
 from lora_studio.dataset.images.decode import find_images, images_in
 from lora_studio.dataset.images.masks import mask_files
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder
-from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project
+from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project, records_folder
 
 MAX_REPEATS = 500  # in `2024_holidays` the number is a year
 MAX_NAME_BYTES = 200  # file systems allow 255
@@ -58,11 +59,16 @@ def wrap_images(folder: Path | str, name: str) -> list[Path]:
     """
     folder = Path(folder)
     target = folder / _set_folder_name(name)
-    images = images_in(folder) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise _no_loose_images(folder)
+    with change_lock(records_folder(folder), seconds=LOCK_SECONDS):
+        return _wrap_images(folder, target)
+
+
+def _wrap_images(folder: Path, target: Path) -> list[Path]:
+    images = images_in(folder)
     if not images:
-        raise InputError(
-            f"There are no images in {str(folder)!r} itself.", "Images in set folders can stay there.", code="loose"
-        )
+        raise _no_loose_images(folder)
     moves = {
         file: target / file.relative_to(folder) for image in images for file in [*_captions_and_masks(image), image]
     }
@@ -78,6 +84,12 @@ def wrap_images(folder: Path | str, name: str) -> list[Path]:
         for changed in {target, *(new.parent for new in moves.values()), folder}:
             sync_folder(changed)
     return [moves[image] for image in images]
+
+
+def _no_loose_images(folder: Path) -> InputError:
+    return InputError(
+        f"There are no images in {str(folder)!r} itself.", "Images in set folders can stay there.", code="loose"
+    )
 
 
 def _set_folder_name(name: str) -> str:

@@ -141,8 +141,7 @@ class ScanRunner:
 
     def _infer_trigger(self, project: Project, report: ImportReport) -> str:
         """Give a project without a trigger word the one of the imported captions; return it, "" if there is none."""
-        info = project.info()
-        if info.trigger_word or not report.added:
+        if project.info().trigger_word or not report.added:
             return ""
         captions = [read_caption(image) or "" for image in project_images(project)]
         folders = {image.parent for image in report.added}
@@ -150,7 +149,7 @@ class ScanRunner:
             folders.discard(project.images_dir)  # the studio chose its name
         trigger = infer_trigger(captions, {folder.name for folder in folders})
         if trigger:
-            project.save_info(info.model_copy(update={"trigger_word": trigger}))
+            project.change_info(trigger_word=trigger)
             source = "captions" if any(captions) else "set folder"
             report.notes.append(f"Trigger word set to {trigger}, from the {source}. It can be changed in Plan.")
         elif first := common_first_tag(captions):

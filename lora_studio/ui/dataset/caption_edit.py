@@ -8,6 +8,7 @@ from enum import StrEnum
 from lora_studio.dataset.captions.edit_history import CaptionHistory
 from lora_studio.dataset.captions.edits import Edit, plan_edit, set_text
 from lora_studio.dataset.captions.text import join_tags, split_tags, with_tags, without_tags
+from lora_studio.dataset.marks import change_marks
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.dataset.contents import Contents
@@ -67,7 +68,7 @@ def change_caption(contents: Contents, item: ImageItem, edit: Edit) -> bool:
     changed = bool(plan.changes) and bool(CaptionHistory.of(contents.project.dataset_dir).apply(plan).changed)
     if changed and item.reviewed and item.info:
         seen = [(item.info.sha256, caption) for caption in (item.caption, plan.changes[0].after)]
-        contents.manifest.with_reviewed(seen).save_marks(contents.project.path)
+        change_marks(contents.project.path, lambda marks: marks.with_reviewed(seen))
     return changed
 
 

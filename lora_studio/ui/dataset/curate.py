@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_images, restore_images
 from lora_studio.dataset.duplicates.find import DuplicateGroup
+from lora_studio.dataset.marks import change_marks
 from lora_studio.errors import InputError
 from lora_studio.plurals import format_count
 from lora_studio.ui.dataset import curation_view, variety
@@ -176,12 +177,12 @@ def group_with_duplicate(contents: Contents, item: ImageItem) -> DuplicateGroup:
 
 def _with_kept(state: DatasetState, items: Sequence[ImageItem], *, kept: bool) -> DatasetState:
     """Mark images to be kept whatever the scan finds, or remove the marks; raise InputError before their first scan."""
-    manifest = state.contents.manifest
+    hashes = []
     for item in items:
         if item.info is None:
             raise InputError(f"{item.name} has not been scanned yet.", "Scan first.", code="not_scanned")
-        manifest = manifest.with_kept(item.info.sha256, kept=kept)
-    manifest.save_marks(state.project.path)
+        hashes.append(item.info.sha256)
+    change_marks(state.project.path, lambda marks: marks.with_kept(hashes, kept=kept))
     return replace(state.after_change(), message=Message())
 
 

@@ -9,6 +9,7 @@ from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import plan_edit
 from lora_studio.dataset.captions.lint import find_fix
 from lora_studio.dataset.captions.text import with_trigger
+from lora_studio.dataset.marks import change_marks
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.caption_edit import change_caption, chip_edit, neighbour, save_draft
 from lora_studio.ui.dataset.captions import FindingPick, apply_previewed, bulk_plan, report_card
@@ -157,11 +158,11 @@ def _mark(state: DatasetState, reviewed: Callable[[ImageItem], bool]) -> Dataset
     if item.info is None:
         remedy = "Wait for the scan, or scan in Curate."
         raise InputError(f"{item.name} has not been scanned yet.", remedy, code="not_scanned")
+    sha256, caption = item.info.sha256, item.caption
     if reviewed(item):
-        manifest = contents.manifest.with_reviewed([(item.info.sha256, item.caption)])
+        change_marks(contents.project.path, lambda marks: marks.with_reviewed([(sha256, caption)]))
     else:
-        manifest = contents.manifest.without_reviewed([item.info.sha256])
-    manifest.save_marks(contents.project.path)
+        change_marks(contents.project.path, lambda marks: marks.without_reviewed([sha256]))
     return state.after_change().with_image(item)
 
 

@@ -100,9 +100,7 @@ class TaggingJobs:
         if self.is_running(project):
             raise InputError("A tagging job is already running.", "Wait for it, or stop it first.", code="busy")
         job = self._job(project, form)
-        info = project.info()
-        if info.trigger_word != job.trigger_word:
-            project.save_info(info.model_copy(update={"trigger_word": job.trigger_word}))
+        project.change_info(trigger_word=job.trigger_word)
         return self.studio.jobs.start(project.new_tag_dir(), job)
 
     def request_stop(self, project: Project) -> None:

@@ -32,9 +32,10 @@ class PlanPage:
     variable: Variable | None = None
 
     def save(self, info: ProjectInfo) -> None:
-        """Save the project's settings, if they are new."""
-        if info != self.saved:
-            self.project.save_info(info)
+        """Save the settings that differ from the saved ones, and no others: another studio may have set those."""
+        before, after = dict(self.saved), dict(info)
+        if changes := {name: value for name, value in after.items() if value != before[name]}:
+            self.project.change_info(**changes)
 
     def load(self, filled: Collection[str] = ()) -> PlanState:
         """Plan the project as it is saved; raises InputError if its project.json cannot be read."""

@@ -21,10 +21,8 @@ from lora_studio.workspace.project import Project
 
 def save_subsets(project: Project, subsets: Sequence[Subset]) -> None:
     """Store subsets by the names of their folders, if they are new."""
-    info = project.info()
     named = [subset.model_copy(update={"image_dir": Path(subset.image_dir.name)}) for subset in subsets]
-    if named != info.subsets:
-        project.save_info(info.model_copy(update={"subsets": named}))
+    project.change_info(subsets=named)
 
 
 def save_run_settings(project: Project, name: str, job: TrainJob, values: Mapping[str, Any]) -> OtherFields:

@@ -47,9 +47,7 @@ def saved_parent(project: Project) -> JobFolder | None:
 
 def save_parent(project: Project, name: str) -> None:
     """Store the run that the next run is made from; an empty name for none."""
-    info = project.info()
-    if info.parent != name:
-        project.save_info(info.model_copy(update={"parent": name}))
+    project.change_info(parent=name)
 
 
 def lineage_of(run: NextRun) -> Lineage | None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import SCAN_FILE, Manifest, load_scan, scan_stamps
-from lora_studio.dataset.marks import LEGACY_FILE, MARKS_FILE, Marks
+from lora_studio.dataset.marks import LEGACY_FILE, MARKS_FILE, Marks, change_marks, save_marks
 from lora_studio.dataset.scan import scan
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.workspace.project import Home
@@ -52,8 +52,10 @@ def test_marks_leave_the_scan_file_as_it_is(folder: Path, tmp_path: Path) -> Non
     made.save_scan(tmp_path)
     before = (tmp_path / SCAN_FILE).read_bytes()
     image = made.infos[folder / "10_ink" / "umbrella.png"].sha256
-    for marked in (made.with_reviewed([(image, "")]), made.with_reviewed([(image, "")]).with_kept(image), made):
-        marked.save_marks(tmp_path)
+    reviewed = Marks().with_reviewed([(image, "")])
+    for marks in (reviewed, reviewed.with_kept([image]), Marks()):
+        save_marks(tmp_path, marks)
+        marked = replace(made, marks=marks)
         assert Manifest.load(tmp_path, folder) == marked
         assert made.refreshed(tmp_path, []) is None, "it was not loaded from scan.json"
         assert Manifest.load(tmp_path, folder).refreshed(tmp_path, []) == marked
@@ -127,9 +129,9 @@ def test_a_group_ends_with_its_last_pair(folder: Path, tmp_path: Path, gone: str
 def test_an_image_that_is_marked_as_kept_is_not_proposed(folder: Path) -> None:
     made = scanned(folder)
     duplicate = made.infos[folder / "10_ink" / "guitar-mirrored.png"].sha256
-    kept = made.with_kept(duplicate)
-    assert kept.proposals() == []
-    assert kept.with_kept(duplicate, kept=False).proposals() == made.proposals()
+    marks = made.marks.with_kept([duplicate])
+    assert replace(made, marks=marks).proposals() == []
+    assert replace(made, marks=marks.with_kept([duplicate], kept=False)).proposals() == made.proposals()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"report": 3}', b"\xff\xfe"])
@@ -143,9 +145,9 @@ def test_a_missing_or_damaged_scan_is_empty(folder: Path, tmp_path: Path, conten
 def test_a_scan_that_is_truncated_anywhere_loses_no_mark_and_is_rebuilt(folder: Path, tmp_path: Path) -> None:
     (folder / "10_ink" / "umbrella.png").unlink()
     (folder / "10_ink" / "guitar-mirrored.png").unlink()
-    made = scanned(folder).with_reviewed([("a", "")])
+    made = replace(scanned(folder), marks=Marks().with_reviewed([("a", "")]))
     made.save_scan(tmp_path)
-    made.save_marks(tmp_path)
+    save_marks(tmp_path, made.marks)
     whole = (tmp_path / SCAN_FILE).read_bytes()
     for length in range(len(whole.rstrip())):
         (tmp_path / SCAN_FILE).write_bytes(whole[:length])
@@ -175,10 +177,10 @@ def test_a_project_of_an_earlier_version_keeps_its_scan_and_its_marks(folder: Pa
     read = Manifest.load(tmp_path, folder)
     assert read.marks == Marks(kept=frozenset({duplicate}), reviewed=frozenset({"a"}))
     assert read == replace(made, marks=read.marks)
-    read.with_reviewed([("b", "")]).save_marks(tmp_path)
-    assert Manifest.load(tmp_path, folder) == read.with_reviewed([("b", "")])
+    marks = change_marks(tmp_path, lambda marks: marks.with_reviewed([("b", "")]))
+    assert Manifest.load(tmp_path, folder) == replace(read, marks=marks)
     scanned(folder).save_scan(tmp_path)
-    assert Manifest.load(tmp_path, folder) == read.with_reviewed([("b", "")])
+    assert Manifest.load(tmp_path, folder) == replace(read, marks=marks)
     assert (tmp_path / LEGACY_FILE).read_bytes() == before
 
 

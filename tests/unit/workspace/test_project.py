@@ -50,6 +50,16 @@ def test_project_saves_its_settings(home: Home) -> None:
     assert project.images_dir.name == "10_My-style"
 
 
+def test_a_changed_setting_leaves_those_that_another_studio_set_meanwhile(home: Home) -> None:
+    project, other = (home.create_project("ink"), Project(home.path / "projects" / "ink"))
+    project.info()
+    other.change_info(notes="hands are off", kind=LoraKind.STYLE)
+    assert project.change_info(trigger_word="ink_hc") == project.info()
+    expected = ProjectInfo(notes="hands are off", kind=LoraKind.STYLE, trigger_word="ink_hc")
+    assert project.info() == expected
+    assert not list(project.path.glob(".*"))
+
+
 @pytest.mark.parametrize("name", ["", " ", "../up", "a/b", ".hidden", "a\\b", "x" * 61, "end.", "a:b", "con\0"])
 def test_invalid_folder_names_are_refused(home: Home, name: str) -> None:
     with pytest.raises(InputError) as caught:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.dataset.captions.extension import set_caption_extension
+from lora_studio.dataset.marks import save_marks
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.planning.project_plan import load_plan
 from lora_studio.settings.recipe import Recipe
@@ -59,13 +60,14 @@ def mark_first(project: Project, mark: str) -> None:
     contents = Contents.of(project)
     info = contents.items[0].info
     assert info is not None
+    marks = contents.manifest.marks
     if mark == "kept":
-        manifest = contents.manifest.with_kept(info.sha256)
+        marks = marks.with_kept([info.sha256])
     elif mark == "reviewed":
-        manifest = contents.manifest.with_reviewed([(info.sha256, contents.items[0].caption)])
+        marks = marks.with_reviewed([(info.sha256, contents.items[0].caption)])
     else:
-        manifest = contents.manifest.without_reviewed([info.sha256])
-    manifest.save_marks(project.path)
+        marks = marks.without_reviewed([info.sha256])
+    save_marks(project.path, marks)
 
 
 def statistics(contents: Contents) -> tuple[object, ...]:
