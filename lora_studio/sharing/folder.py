@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
@@ -26,6 +28,7 @@ POSITION = re.compile(r"-(?:best|\d{6}|step\d{8}(?:-saved)?)$")  # what a checkp
 COMPRESSED = frozenset({".md", ".json", ".txt"})
 README = "README.md"
 CIVITAI = "civitai.txt"
+STALE_SECONDS = 3600.0  # after which a partial release is no longer being written
 
 
 class ReleaseResult(BaseModel):
@@ -53,6 +56,7 @@ def build_release(source: Path, options: ReleaseOptions, *, out: Path | None = N
     parent = out or (facts.run.path if facts.run else lora.parent) / "release"
     with disk_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
+        _remove_litter(parent, name)
         partial = parent / f".{name}.{uuid4().hex}.partial"
         partial.mkdir()
         try:
@@ -72,6 +76,19 @@ def build_release(source: Path, options: ReleaseOptions, *, out: Path | None = N
         strength=release.strength,
         trigger_word=facts.trigger_word,
     )
+
+
+def _remove_litter(parent: Path, name: str) -> None:
+    """Remove what releases of this name left that were killed, once nothing can still be writing it."""
+    latest = time.time() - STALE_SECONDS
+    for left in [*parent.glob(f".{name}.*.partial"), *parent.glob(f".{name}*.zip.*.tmp.zip")]:
+        with suppress(FileNotFoundError):
+            if left.stat().st_mtime > latest:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
 
 
 def choose_pictures(pictures: Sequence[Picture], strength: float, trigger_word: str) -> list[Picture]:

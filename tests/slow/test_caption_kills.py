@@ -28,12 +28,13 @@ from lora_studio.settings.job_specs import TagJob
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.forked import CONTEXT, wait_for
+from tests.support.kills import kill_count
 
 pytestmark = pytest.mark.slow
 
 IMAGES = 60
 CAPTIONED = 40
-TIMED_KILLS, STEP_KILLS = 8, 8
+KILLS = 16  # half of them after a random time, the others at a random step
 SEED = 7
 
 Captions = dict[str, bytes]
@@ -187,10 +188,11 @@ def test_undo_restores_all_captions_after_a_kill(folder: Path, operation: Operat
     assert new != old
     source = random.Random(f"{SEED} {operation.__name__}")
     interrupted = 0
-    for number in range(TIMED_KILLS + STEP_KILLS):
+    kills = kill_count(KILLS)
+    for number in range(kills):
         moment = source.random()
         step = 1 + int(moment * WRITTEN[operation]) + (number % 2) * WRITTEN[operation]
-        delay, deadly_step = (moment * duration, 0) if number < TIMED_KILLS else (None, step)
+        delay, deadly_step = (moment * duration, 0) if number < kills // 2 else (None, step)
         while True:
             if CaptionHistory.of(folder).can_undo:
                 undo(folder)

@@ -17,12 +17,13 @@ from lora_studio.training.resume_state import load_state
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.forked import die_in_write, events_of, start_worker, wait_for, without_times
+from tests.support.kills import kill_count
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same
 
 pytestmark = pytest.mark.slow
 
-RANDOM_KILLS, WRITE_KILLS = 15, 10  # after a random time, and while a random file is written
+KILLS = 25  # three in five after a random time, the others while a random file is written
 SEED = 4
 
 
@@ -94,10 +95,11 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path) -> None:
         return process.exitcode == -signal.SIGKILL
 
     source = random.Random(SEED)
-    for number in range(RANDOM_KILLS + WRITE_KILLS):
+    kills = kill_count(KILLS)
+    for number in range(kills):
         folder = JobFolder.create(tmp_path / f"run {number}", job)
         moment = source.random()
-        if number < RANDOM_KILLS:
+        if number < kills * 3 // 5:
             delay = moment * 0.8 * lasted
             while not killed(folder, delay):  # the run ended before the kill
                 delay /= 2

@@ -32,17 +32,21 @@ class Calls:
             if not is_read:
                 self.count += 1
                 if self.failing and (self.count == self.failing or (self.forever and self.count > self.failing)):
-                    number = ERRORS[self.failing % len(ERRORS)]
-                    raise OSError(number, os.strerror(number), str(args[0]) if args else None)
+                    self.fail(function, *args, **options)
             return function(*args, **options)
 
         return counted
 
+    def fail(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Fail instead of a call."""
+        number = ERRORS[self.failing % len(ERRORS)]
+        raise OSError(number, os.strerror(number), str(args[0]) if args else None)
+
 
 @contextmanager
-def failing_calls(failing: int = 0, *, forever: bool = False) -> Iterator[Calls]:
+def failing_calls(failing: int = 0, *, forever: bool = False, kind: type[Calls] = Calls) -> Iterator[Calls]:
     """Count renames, links, removals, new folders, flushes and files opened to write, and let one of them fail."""
-    calls = Calls(failing, forever=forever)
+    calls = kind(failing, forever=forever)
     patches = [patch.object(module, name, calls.wrap(getattr(module, name), opens=False)) for module, name in FUNCTIONS]
     patches += [patch.object(module, name, calls.wrap(getattr(module, name), opens=True)) for module, name in OPENERS]
     for change in patches:
