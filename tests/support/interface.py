@@ -28,6 +28,13 @@ def error_code(card: str) -> str:
     return found[1] if found else ""
 
 
+def build_blocks(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
+    """Build the interface over a home, without its web application, which takes a third of the time."""
+    accounts = (None, None) if mode is Mode.LOCAL else (Account(OWNER, "x"), Account(VISITOR, "y"))
+    with patch.object(App, "create_app"):
+        return build_app(home, mode, Roles(mode, *accounts))
+
+
 class Interface:
     """The built interface over a home.
 
@@ -35,14 +42,13 @@ class Interface:
     given by name: `project` and `run` for the state of the frame, `project_list` for the header's dropdown, else the
     elem_id with `_` for `-`. The other components keep their last value. Changes are kept, and returned by name.
 
-    Outside local mode, `user` is logged in: OWNER, VISITOR, or somebody else.
+    Outside local mode, `user` is logged in: OWNER, VISITOR, or somebody else. With `blocks`, which `build_blocks`
+    returned for this home, nothing is built.
     """
 
-    def __init__(self, home: Home, mode: Mode = Mode.LOCAL, user: str = OWNER) -> None:
+    def __init__(self, home: Home, mode: Mode = Mode.LOCAL, user: str = OWNER, blocks: gr.Blocks | None = None) -> None:
         self.user = user
-        accounts = (None, None) if mode is Mode.LOCAL else (Account(OWNER, "x"), Account(VISITOR, "y"))
-        with patch.object(App, "create_app"):  # the web application, a third of the time to build the interface
-            self.blocks = build_app(home, mode, Roles(mode, *accounts))
+        self.blocks = blocks or build_blocks(home, mode)
         self.contents: dict[int, Any] = {}
         self.names: dict[int, str] = {}
         states = [block for block in self.blocks.blocks.values() if isinstance(block, gr.State)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import gradio as gr
 import pytest
 
 from lora_studio import worker
@@ -20,15 +21,22 @@ from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.application import Running, start_app, stop_app
 from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PAGE_TIMEOUT_MS
-from tests.support.interface import Interface
+from tests.support.interface import Interface, build_blocks
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, gr.Blocks]:
+    """Build the interface once, which takes a second, over a home whose path each test replaces by its own."""
+    home = Home(tmp_path_factory.mktemp("built"))
+    return home, build_blocks(home)
 
 
 @pytest.fixture
-def interface(home: Home) -> Iterator[Interface]:
-    """Build the interface over the home of the test, without a server."""
-    built = Interface(home)
-    yield built
-    built.blocks.close(verbose=False)
+def interface(home: Home, built: tuple[Home, gr.Blocks]) -> Interface:
+    """The interface over the home of the test, without a server."""
+    its_home, blocks = built
+    object.__setattr__(its_home, "path", home.path)  # a frozen dataclass, which the handlers share
+    return Interface(home, blocks=blocks)
 
 
 @pytest.fixture
