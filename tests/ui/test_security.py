@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -137,6 +140,62 @@ def test_requests_of_other_sites_are_refused(running: Running) -> None:
     assert ask(running, "/", Host=f"localhost:{port}")[0] == 200
     assert ask(running, "/", Origin=f"http://{own}")[0] == 200
     assert ask(running, "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+
+
+FILES = {"file", "gallery", "image", "imageeditor", "imageslider", "uploadbutton"}
+
+
+class Canary(BaseHTTPRequestHandler):
+    """A web server of the computer's own network; it records what it was asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(SECRET)
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def canary() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Canary)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Canary.asked.clear()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_the_server_requests_no_url_that_a_browser_gives(running: Running, canary: str) -> None:
+    """Neither one of its own network in place of a file, nor one in a route of gradio's."""
+    config = json.loads(ask(running, "/config")[2])
+    components = {item["id"]: item for item in config["components"]}
+    called = 0
+    for item in config["dependencies"]:
+        inputs = [components[number] for number in item["inputs"]]
+        if not item["queue"] or not FILES & {component["type"] for component in inputs}:
+            continue
+        called += 1
+        url = f"{canary}/{item['id']}.png"
+        file = {"path": url, "url": url, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+        data = [[file] if part["type"] in FILES else part["props"].get("value") for part in inputs]
+        body = json.dumps({"data": data, "fn_index": item["id"], "session_hash": f"canary{called}"}).encode()
+        assert ask(running, "/gradio_api/queue/join", "POST", body, Content_Type="application/json")[0] == 200
+        answer = ask(running, f"/gradio_api/queue/data?session_hash=canary{called}")[2]
+        assert b"process_completed" in answer
+        assert SECRET not in answer
+    assert called > 3
+    for route in ("file=", "proxy=", "stream/"):
+        for url in (f"{canary}/route", "http://169.254.169.254/latest/meta-data"):
+            status, _, answer = ask(running, f"/gradio_api/{route}{quote(url, safe='')}")
+            assert status >= 400, route
+            assert SECRET not in answer
+    assert Canary.asked == []
 
 
 def test_handlers_cannot_bypass_the_queue(running: Running) -> None:

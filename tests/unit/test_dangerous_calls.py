@@ -1,9 +1,12 @@
-"""No code of the studio runs shells or pickles, loads code from models, or needs a POSIX system to be imported."""
+"""No code of the studio runs shells or pickles, loads code from models, or needs a POSIX system to be imported.
+
+Few files start processes, import modules by name or open connections; `ALLOWED` lists them.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,40 @@ POSIX_NAMES = {
 }
 SHELLS = {"os.popen", "os.system", "subprocess.getoutput", "subprocess.getstatusoutput"}
 CODE_OF_MODELS = {"custom_pipeline", "trust_remote_code"}
+NETWORK = {
+    "aiohttp",
+    "ftplib",
+    "gradio_client",
+    "http.client",
+    "httpx",
+    "httpx2",
+    "requests",
+    "socket",
+    "urllib.request",
+}
+PROCESSES = {
+    "subprocess.Popen",
+    "subprocess.call",
+    "subprocess.check_call",
+    "subprocess.check_output",
+    "subprocess.run",
+}
+BY_NAME = {"__import__", "importlib.import_module", "runpy.run_module", "runpy.run_path"}
+FOREIGN_PAGES = {"gr.load", "gr.load_chat", "gr.FileExplorer", "gr.Interface.load"}
+# What a file does that others must not, beside everything that `problems` finds anywhere.
+ALLOWED = {
+    "lora_studio/dataset/images/decode_pool.py": {"starts a process"},
+    "lora_studio/device.py": {"starts a process"},
+    "lora_studio/hub.py": {"opens connections"},  # these three name the exceptions of huggingface_hub's client
+    "lora_studio/hub_files.py": {"opens connections"},
+    "lora_studio/sharing/upload.py": {"opens connections"},
+    "lora_studio/training/optim/optimizers.py": {"imports by name"},
+    "lora_studio/training/optim/schedules.py": {"imports by name"},
+    "lora_studio/training/reporting/trackers.py": {"imports by name"},
+    "lora_studio/ui/server.py": {"opens connections"},  # it asks for the name of this computer
+    "lora_studio/workspace/notify.py": {"starts a process", "opens connections"},  # as notify.toml says
+    "lora_studio/workspace/processes.py": {"starts a process"},
+}
 
 
 def nodes_in(tree: ast.AST, *, in_function: bool = False) -> Iterator[tuple[ast.AST, bool]]:
@@ -33,11 +70,12 @@ def nodes_in(tree: ast.AST, *, in_function: bool = False) -> Iterator[tuple[ast.
         yield from nodes_in(node, in_function=inside)
 
 
-def problems(source: str) -> Iterator[str]:
+def problems(source: str, allowed: Collection[str] = ()) -> Iterator[str]:
     """Yield what a source does that it must not, with its line."""
     for node, in_function in nodes_in(ast.parse(source)):
         for problem in problems_of(node, in_function=in_function):
-            yield f"line {getattr(node, 'lineno', 0)}: {problem}"
+            if problem not in allowed:
+                yield f"line {getattr(node, 'lineno', 0)}: {problem}"
 
 
 def problems_of(node: ast.AST, *, in_function: bool) -> Iterator[str]:
@@ -46,6 +84,10 @@ def problems_of(node: ast.AST, *, in_function: bool) -> Iterator[str]:
         names = {(first or alias.name).split(".")[0] for alias in node.names}
         if "pickle" in names and {alias.name for alias in node.names} != {"UnpicklingError"}:
             yield "imports pickle"
+        imported = {first} if first else set()
+        imported |= {f"{first}.{alias.name}" if first else alias.name for alias in node.names}
+        if any(name == module or name.startswith(f"{module}.") for name in imported for module in NETWORK):
+            yield "opens connections"
         if not in_function and names & POSIX_MODULES:
             yield f"needs {', '.join(names & POSIX_MODULES)} at import"
     if isinstance(node, ast.Attribute) and ast.unparse(node) in POSIX_NAMES | SHELLS:
@@ -57,6 +99,14 @@ def problems_of(node: ast.AST, *, in_function: bool) -> Iterator[str]:
 def problems_of_call(call: ast.Call) -> Iterator[str]:
     name = ast.unparse(call.func)
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    if name in PROCESSES:
+        yield "starts a process"
+    if name in BY_NAME:
+        yield "imports by name"
+    if name in FOREIGN_PAGES:
+        yield "shows pages or files of others"
+    if "pip" in [argument.value for argument in ast.walk(call) if isinstance(argument, ast.Constant)]:
+        yield "runs pip"
     if name in ("eval", "exec", "compile"):
         yield f"calls {name}"
     if given.get("shell", "False") != "False":
@@ -76,7 +126,14 @@ def problems_of_call(call: ast.Call) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_source_does_nothing_dangerous(file: Path) -> None:
-    assert list(problems(file.read_text("utf-8"))) == []
+    allowed = ALLOWED.get(file.relative_to(ROOT).as_posix(), set())
+    assert list(problems(file.read_text("utf-8"), allowed)) == []
+
+
+def test_no_file_is_allowed_more_than_it_does() -> None:
+    for name, allowed in ALLOWED.items():
+        found = {problem.partition(": ")[2] for problem in problems((ROOT / name).read_text("utf-8"))}
+        assert found == allowed, name
 
 
 @pytest.mark.parametrize(
@@ -91,6 +148,18 @@ def test_source_does_nothing_dangerous(file: Path) -> None:
         "subprocess.Popen(['ls'], preexec_fn=os.setsid)",
         "os.kill(1, signal.SIGKILL)",
         "eval('1')",
+        "subprocess.run(['ls'])",
+        "subprocess.run([sys.executable, '-m', 'pip', 'install', name])",
+        "start_detached([sys.executable, '-m', 'pip', 'install', name], log, folder, {})",
+        "importlib.import_module(name)",
+        "import urllib.request",
+        "from urllib import request",
+        "from urllib.request import urlopen",
+        "import requests",
+        "from http.client import HTTPConnection",
+        "def get():\n    import httpx",
+        "gr.load('models/x')",
+        "gr.FileExplorer()",
         "torch.load('x.pt')",
         "AutoModel.from_pretrained('x')",
         "AutoModel.from_pretrained('x', use_safetensors=True, trust_remote_code=False)",
@@ -104,8 +173,9 @@ def test_danger_is_found(source: str) -> None:
     "source",
     [
         "def limit():\n    import resource",
-        "subprocess.run(['ls'])",
         "torch.load('x.pt', weights_only=True)",
+        "from urllib.parse import quote",
+        "from starlette.requests import Request",
         "AutoModel.from_pretrained('x', use_safetensors=True)",
         "CLIPTokenizer.from_pretrained('x')",
         "text = 'AutoModel.from_pretrained()'",

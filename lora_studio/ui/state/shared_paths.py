@@ -1,4 +1,7 @@
-"""Outside local mode, no path of this computer comes from a browser: only what is in the home, and names of models."""
+"""Outside local mode, no path of this computer comes from a browser: only what is in the home, and names of models.
+
+Neither does the name of a module to import, except those of the libraries that have optimizers and schedulers.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,10 @@ from lora_studio.models.catalogue import find_base
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.workspace.project import Home
 
+# Third-party libraries of optimizers and schedulers; importing them runs no other code than training with them does.
+CLASS_LIBRARIES = frozenset(
+    {"bitsandbytes", "dadaptation", "lion_pytorch", "prodigyopt", "prodigyplus", "pytorch_optimizer", "schedulefree"}
+)
 REMEDY = "Paths of this computer can be used only when the studio is not shared."
 
 
@@ -38,6 +45,8 @@ def check_shared_job(job: AnyJob, home: Home) -> None:
     match job:
         case TrainJob():
             models = [job.base, job.vae or ""]
+            _check_class("optimizer_type", job.recipe.optimizer_type)
+            _check_class("lr_scheduler_type", job.recipe.lr_scheduler_type)
         case SweepJob():
             models = job.bases
             _check_repo("feature_model", job.feature_model)
@@ -56,6 +65,17 @@ def _check_repo(name: str, value: str) -> None:
     """Raise InputError unless a model is empty or a repository on the Hub."""
     if value and (not is_repo_name(value) or Path(value).exists()):
         raise InputError(f"{name} is {value!r}, expected a Hub repository.", REMEDY, code="local_path")
+
+
+def _check_class(name: str, value: str) -> None:
+    """Raise InputError for a class of another module than torch.optim and the libraries of optimizers."""
+    module = value.rpartition(".")[0]
+    if module and not f"{module}.".startswith("torch.optim.") and module.split(".")[0] not in CLASS_LIBRARIES:
+        raise InputError(
+            f"{name} is {value!r}, whose module is not imported by a studio that is shared.",
+            f"Use a class of torch.optim or of {', '.join(sorted(CLASS_LIBRARIES))}.",
+            code="shared_class",
+        )
 
 
 def _paths(value: Any) -> Iterator[Path]:

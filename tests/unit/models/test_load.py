@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,26 @@ def test_reads_the_prediction_type_of_a_folders_scheduler(tmp_path: Path, home: 
     sampler: Any = make_scheduler(loaded, Sampler.EULER)
     sampler.set_timesteps(10)
     assert float(sampler.timesteps[0]) == 999  # pure noise
+
+
+def test_code_in_a_folder_does_not_run(base: Path, tmp_path: Path, home: Home) -> None:
+    """Neither that of a pipeline, which diffusers imports by the name in model_index.json, nor that of a component."""
+    folder = shutil.copytree(base, tmp_path / "coded")
+    canary = tmp_path / "canary"
+    code = f"open({str(canary)!r}, 'w')\nclass Evil: pass\n"
+    for name in ("pipeline.py", "unet/evil.py", "unet/modeling.py", "evil.py"):
+        (folder / name).write_text(code, "utf-8")
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    index |= {"_class_name": ["pipeline", "Evil"], "unet": ["evil", "Evil"]}
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    config = json.loads((folder / "text_encoder" / "config.json").read_text("utf-8"))
+    config["auto_map"] = {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(config), "utf-8")
+    with suppress(InputError):
+        load(folder, home)
+    assert not canary.exists()
+    exec(compile(code, "evil.py", "exec"))
+    assert canary.exists()
 
 
 def test_a_folder_of_pickles_is_an_error(base: Path, tmp_path: Path, home: Home) -> None:

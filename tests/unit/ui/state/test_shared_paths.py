@@ -66,6 +66,31 @@ def test_a_job_that_reads_something_else_is_not_started(home: Home, outside: dic
     assert not (project.path / "runs").exists()
 
 
+@pytest.mark.parametrize("setting", ["optimizer_type", "lr_scheduler_type"])
+@pytest.mark.parametrize("name", ["antigravity.X", "torch.hub.load", "subprocess.Popen", "torch.optimus.X"])
+def test_no_module_is_imported_by_its_name(home: Home, setting: str, name: str) -> None:
+    project = make_project(home)
+    values = {"name": "x", "dataset": project.dataset_dir, "base": BASE}
+    with pytest.raises(InputError) as caught:
+        check_shared_job(TrainJob.parse(values | {"recipe": {setting: name}}), home)
+    assert caught.value.code == "shared_class"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"optimizer_type": "torch.optim.RAdam", "lr_scheduler_type": "CosineAnnealingLR"},
+        {"optimizer_type": "pytorch_optimizer.Lion", "lr_scheduler_type": "torch.optim.lr_scheduler.CyclicLR"},
+    ],
+    ids=str,
+)
+def test_libraries_of_optimizers_are_imported(home: Home, recipe: dict[str, Any]) -> None:
+    project = make_project(home)
+    job = TrainJob.parse({"name": "x", "dataset": project.dataset_dir, "base": BASE, "recipe": recipe})
+    check_shared_job(job, home)
+
+
 def test_taggers_and_feature_models_are_not_folders(home: Home) -> None:
     project = make_project(home)
     for tagger in ("wd14", "demo", "SmilingWolf/wd-vit-tagger-v3"):
