@@ -36,6 +36,7 @@ from lora_studio.cli.queue import queue, queue_variants
 from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, VaryOption, import_from
 from lora_studio.cli.release import release
 from lora_studio.cli.runs import runs
+from lora_studio.cli.scan_table import print_scan
 from lora_studio.cli.sweep import check_kind, sweep
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
@@ -103,32 +104,19 @@ app.command()(plan)
 
 
 @app.command()
-def scan(folder: Folder, home: HomeOption = None, as_json: Json = False) -> None:
+def scan(
+    folder: Folder,
+    names: Annotated[bool, typer.Option("--names", help="List the images of each kind by name.")] = False,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
     """Find broken, flawed, small and duplicate images, and similar ones once they are tagged. Changes nothing."""
     with progress_bar(err_console, "Scanning") as progress:
         report = api.scan(folder, on_progress=progress, features_of=partial(cached_features, Home.locate(home)))
     if as_json:
         print_json(report)
         return
-    for image in report.images:
-        for issue in image.issues:
-            out_console.print(f"{image.path}: {issue.message}", soft_wrap=True, highlight=False, markup=False)
-    for group in report.duplicate_groups:
-        out_console.print(f"{group.kind}: keep {group.keep}", soft_wrap=True, highlight=False, markup=False)
-        for path in group.reject:
-            verb = "check" if group.kind == "similar" else "set aside"
-            out_console.print(f"    {verb} {path}", soft_wrap=True, highlight=False, markup=False)
-    if report.diversity:
-        out_console.print(f"Diversity {report.diversity.figure} of 100: {report.diversity.words}.")
-        for pair in report.diversity.pairs:
-            line = f"    similarity {pair.likeness:.2f}: {pair.first.name} and {pair.second.name}"
-            out_console.print(line, soft_wrap=True, highlight=False, markup=False)
-    for issue in report.summary.issues:
-        out_console.print(issue.message, soft_wrap=True, highlight=False, markup=False)
-    out_console.print(
-        f"{len(report.images)} images, {report.summary.duplicates} duplicates, "
-        f"{sum(bool(image.issues) for image in report.images)} with something to check."
-    )
+    print_scan(report, with_names=names)
 
 
 @app.command()

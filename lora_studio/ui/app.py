@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import gradio as gr
@@ -18,15 +18,19 @@ from lora_studio.example import create_example, unused_name
 from lora_studio.ui.authorisation import authorise, lock_controls, locks_of
 from lora_studio.ui.context import Page, Studio, TabName, guarded
 from lora_studio.ui.dataset import tab as dataset_tab
+from lora_studio.ui.demo_tour import tour_card
 from lora_studio.ui.plan import tab as plan_tab
+from lora_studio.ui.project_menu import Menu, ProjectMenu, build_menu
 from lora_studio.ui.roles import Role, Roles, allowed, current_role, is_owner
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import ActiveJob, Jobs
 from lora_studio.ui.sweep import tab as sweep_tab
 from lora_studio.ui.train import tab as train_tab
+from lora_studio.ui.welcome import Welcome, build_welcome, machine_card, recent_projects
 from lora_studio.ui.widgets.charts import chart_script
+from lora_studio.ui.widgets.choices import checked_by_handlers
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import empty_state, html, pill, render, script
+from lora_studio.ui.widgets.html import error_card, html, pill, render, script
 from lora_studio.workspace.project import Home, Project
 
 TITLE = "LoRA Studio"
@@ -57,21 +61,6 @@ class Header(NamedTuple):
     role: gr.HTML
 
 
-class Menu(NamedTuple):
-    """The project menu, a panel that a button of the header opens."""
-
-    panel: gr.Column
-    is_open: gr.State
-    name: gr.Textbox
-    new: gr.Button
-    rename: gr.Button
-    duplicate: gr.Button
-    delete: gr.Button
-    trash_row: gr.Row
-    trash: gr.Dropdown
-    restore: gr.Button
-
-
 def build_app(home: Home, mode: Mode = Mode.LOCAL, roles: Roles | None = None) -> gr.Blocks:
     """Build the interface for the projects of a home, without serving it.
 
@@ -87,18 +76,14 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL, roles: Roles | None = None) -
         html(js="form_fields.js")
         html(js="uploads.js")
         html(js="tab_history.js")
+        html(js="table_search.js")
         chart_script()
         header = _header(mode)
-        menu = _menu()
+        menu = build_menu()
         tour = html(elem_id="tour")
+        demo_tour = html(elem_id="demo-tour", js="demo_tour.js")
         notice = html(elem_id="frame-notice")
-        welcome = empty_state(
-            "Make a LoRA that you can trust",
-            "Plan the run, curate your images, train, and see with images and figures whether it worked. "
-            "The example set runs all four steps in a few minutes, without a GPU or a download.",
-            ["Try it with the example set", "Import my images", "Plan first"],
-            visible=not home.projects(),
-        )
+        welcome = build_welcome(visible=not home.projects())
         with gr.Column(visible=bool(home.projects())) as work, gr.Tabs(elem_classes="studio-tabs") as tabs:
             jobs = Jobs(home, local=mode is Mode.LOCAL, is_owner=is_owner)
             studio = Studio(home, mode, jobs, project, run, tabs, timer, taken_back, edited, loading_bar=bar)
@@ -106,8 +91,8 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL, roles: Roles | None = None) -
             for name, (label, build) in TABS.items():
                 with gr.Tab(label, id=name.value) as tab:
                     pages.append(build(studio, tab))
-        frame = AppFrame(studio, header, menu, notice, welcome.group, work, pages)
-        frame.wire(welcome.buttons)
+        frame = AppFrame(studio, header, menu, notice, demo_tour, welcome, work, pages)
+        frame.wire()
         frame.wire_load(blocks, tour, roles)
     authorise(blocks, roles)
     return blocks
@@ -118,8 +103,10 @@ def _header(mode: Mode) -> Header:
         with gr.Column(scale=2, min_width=180):
             html(render("app/name.html", title=TITLE), classes="studio-name")
         with gr.Column(scale=3, min_width=260), gr.Row():
-            project_list = gr.Dropdown(
-                [], value=None, label="Project", show_label=False, container=False, scale=4, elem_id="project"
+            project_list = checked_by_handlers(
+                gr.Dropdown(
+                    [], value=None, label="Project", show_label=False, container=False, scale=4, elem_id="project"
+                )
             )
             menu_button = gr.Button("Projects", size="sm", scale=1, min_width=80, elem_id="project-menu-button")
         with gr.Column(scale=3, min_width=260), gr.Row(elem_classes="pills"):
@@ -144,33 +131,6 @@ def _pills(mode: Mode) -> str:
     return render("app/pills.html", pills=[pill(mode.value, mode.reason), device])
 
 
-def _menu() -> Menu:
-    with gr.Column(visible=False, elem_classes="project-menu") as panel:
-        with gr.Row(elem_classes="menu-row"):
-            name = gr.Textbox(
-                label="Name",
-                info="For a new project, a copy, or renaming.",
-                scale=3,
-                max_lines=1,
-                elem_id="project-name",
-            )
-            new = gr.Button("New project", min_width=110)
-            rename = gr.Button("Rename", min_width=90)
-            duplicate = gr.Button("Duplicate", min_width=90)
-            delete = gr.Button("Delete to trash", min_width=120)
-        with gr.Row(visible=False, elem_classes="menu-row") as trash_row:
-            trash = gr.Dropdown(
-                [],
-                value=None,
-                label="Trash",
-                info="Deleted projects, latest first.",
-                scale=3,
-                elem_id="project-trash",
-            )
-            restore = gr.Button("Restore", min_width=110)
-    return Menu(panel, gr.State(False), name, new, rename, duplicate, delete, trash_row, trash, restore)
-
-
 def _trash(home: Home) -> list[tuple[str, str]]:
     """Return the deleted projects as (label, id)."""
     return [
@@ -193,7 +153,8 @@ class AppFrame:
         header: Header,
         menu: Menu,
         notice: gr.HTML,
-        welcome: gr.Column,
+        demo_tour: gr.HTML,
+        welcome: Welcome,
         work: gr.Column,
         pages: list[Page],
     ) -> None:
@@ -202,16 +163,19 @@ class AppFrame:
         self.header = header
         self.menu = menu
         self.notice = notice
+        self.demo_tour = demo_tour
         self.welcome = welcome
         self.work = work
         self.pages = pages
+        self.project_menu = ProjectMenu(studio, menu, notice)
         self.seen = gr.State(IDLE_TICKS)  # see `tick`
 
     @property
     def outputs(self) -> list[Block]:
         """The components that `show_project` updates."""
         studio = self.studio
-        own = [studio.project, studio.tabs, studio.timer, self.notice, self.welcome, self.work, self.seen]
+        welcome = [self.welcome.column, self.welcome.recent, self.welcome.machine]
+        own = [studio.project, studio.tabs, studio.timer, self.notice, self.demo_tour, *welcome, self.work, self.seen]
         frame = [*own, *self.header, *self.menu]
         return list(dict.fromkeys([*frame, *(item for page in self.pages for item in page.outputs)]))
 
@@ -230,7 +194,7 @@ class AppFrame:
         outputs = list(dict.fromkeys([*self.outputs, tour, *locks]))
         blocks.load(guarded(self.notice, load), [studio.project], outputs, **studio.with_progress)
 
-    def wire(self, welcome_buttons: list[gr.Button]) -> None:
+    def wire(self) -> None:
         """Register the events, except that of a loaded page."""
         studio, header, menu = self.studio, self.header, self.menu
         everything = self.outputs
@@ -245,20 +209,20 @@ class AppFrame:
         on(menu.delete.click, self.delete_project, [studio.project])
         on(menu.restore.click, self.restore_project, [menu.trash])
         on(header.job_pill.click, self.go_to_job, [])
-        for button, act in zip(
-            welcome_buttons, (self.open_example, self.start_with_import, self.start_with_plan), strict=True
-        ):
-            on(button.click, act, [])
-        header.menu_button.click(
-            lambda is_open: {menu.panel: gr.Column(visible=not is_open), menu.is_open: not is_open},
-            menu.is_open,
-            [menu.panel, menu.is_open],
-            **NO_PROGRESS,
-        )
+        welcome = self.welcome
+        on(welcome.example.click, self.open_example, [])
+        on(welcome.images.click, self.start_with_import, [])
+        on(welcome.plan.click, self.start_with_plan, [])
+        on(welcome.recent.click, self.open_recent, [])
+        for upload in (welcome.upload, menu.upload):
+            on(upload.upload, self.open_zip, [upload])
+        on(menu.start_page.click, self.show_start_page, [])
+        self.demo_tour.click(self.update_tour, [studio.project], [self.demo_tour], **NO_PROGRESS)
+        self.project_menu.wire(header.menu_button)
         studio.timer.tick(
             self.tick,
             [studio.project, self.seen],
-            [header.job_pill, self.seen, studio.timer],
+            [header.job_pill, self.seen, studio.timer, self.demo_tour],
             **NO_PROGRESS,
             queue=False,
         )
@@ -266,7 +230,7 @@ class AppFrame:
     def show_project(self, name: str | None, tab: TabName | None = None) -> Updates:
         """Show a project in all tabs; the first project if there is none with this name."""
         projects = self.studio.visible_projects()
-        names = [project.name for project in projects]
+        names = [project.name for project in projects]  # the one last worked on first
         chosen = next((project for project in projects if project.name == name), projects[0] if projects else None)
         trashed = _trash(self.home) if is_owner() else []
         if is_owner():
@@ -274,8 +238,10 @@ class AppFrame:
         updates: Updates = {
             self.studio.project: chosen.name if chosen else "",
             self.header.project: gr.Dropdown(choices=names, value=chosen.name if chosen else None),
-            self.welcome: gr.Column(visible=chosen is None and is_owner()),
+            self.welcome.column: gr.Column(visible=chosen is None and is_owner()),
+            **(self._welcome() if chosen is None and is_owner() else {}),
             self.work: gr.Column(visible=chosen is not None),
+            self.demo_tour: tour_card(chosen) if is_owner() else "",
             self.menu.name: "",
             self.menu.panel: gr.Column(visible=False),
             self.menu.is_open: False,
@@ -290,6 +256,36 @@ class AppFrame:
             updates |= self.studio.goto(tab)
         return updates
 
+    def show_start_page(self) -> Updates:
+        """Show the start page instead of the open project, which stays open in the list at the top."""
+        return {
+            self.welcome.column: gr.Column(visible=True),
+            self.work: gr.Column(visible=False),
+            self.menu.panel: gr.Column(visible=False),
+            self.menu.is_open: False,
+            **self._welcome(),
+        }
+
+    def _welcome(self) -> Updates:
+        recent = recent_projects(self.home.recent_projects())
+        return {self.welcome.recent: recent, self.welcome.machine: machine_card(self.home)}
+
+    def update_tour(self, name: str) -> Updates | dict[str, Any]:
+        """Show the next step of the guided tour."""
+        return self._tour_update(name) or gr.skip()
+
+    def _tour_update(self, name: str) -> Updates:
+        known = next((project for project in self.home.projects() if project.name == name), None)
+        return {self.demo_tour: tour_card(known)} if is_owner() else {}
+
+    def open_recent(self, event: gr.EventData) -> Updates:
+        """Open a project of the start page."""
+        return self.show_project(self.studio.find_project(event.pick).name)
+
+    def open_zip(self, file: str | None) -> Updates:
+        """Create a project from an exported one, and open it."""
+        return self.show_project(self.project_menu.import_zip(file).name)
+
     @allowed(Role.GUEST)
     def load_page(self, name: str | None) -> Updates:
         """Show the project that the browser remembers. A menu that was opened while the page loaded stays open."""
@@ -298,8 +294,16 @@ class AppFrame:
 
     @allowed(Role.GUEST)
     def select_project(self, current: str, name: str) -> Updates:
-        """Switch to another project. The list also reports the current one, when it loses the focus."""
-        return {} if name == current else self.show_project(self.studio.find_project(name).name)
+        """Switch to another project. The list also reports the current one, when it loses the focus.
+
+        A project that is gone, as after a click in another window, is dropped from the list.
+        """
+        if name == current:
+            return {}
+        try:
+            return self.show_project(self.studio.find_project(name).name)
+        except InputError as error:
+            return {**self.show_project(current), self.notice: error_card(error)}
 
     def create_project(self, name: str) -> Updates:
         """Create a project and open its plan."""
@@ -365,7 +369,7 @@ class AppFrame:
             text = _pill_text(active)
             return {self.seen: seen} if text == seen else {self.header.job_pill: _job_pill(active), self.seen: text}
         if isinstance(seen, str):
-            return {self.header.job_pill: _job_pill(active), self.seen: 0}
+            return {self.header.job_pill: _job_pill(active), self.seen: 0, **self._tour_update(name)}
         return {self.seen: seen + 1} if seen < IDLE_TICKS else {self.studio.timer: gr.Timer(active=False)}
 
     def _active(self) -> list[ActiveJob]:

@@ -11,11 +11,14 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.context import LocalContext
 
-from lora_studio.ui.roles import Role, Roles, acting_as, current_role, role_needed
+from lora_studio.ui.roles import Role, Roles, acting_as, current_role, is_owner, role_needed
 from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.html import TEMPLATES
 
+TEMPLATES.globals["is_owner"] = is_owner
 PASSIVE = frozenset({"tick", "select", "change", "blur", "then", "success", "failure", "load", "expand", "collapse"})
 """Events that the page fires without a wish of its user: for others than the owner they do nothing, without a word."""
+LOCKED = "locked"  # class of a HTML component whose buttons are greyed out, see pick.js
 CONTROLS = (
     gr.Button,
     gr.UploadButton,
@@ -27,6 +30,7 @@ CONTROLS = (
     gr.CheckboxGroup,
     gr.Slider,
     gr.File,
+    gr.HTML,
 )
 
 
@@ -58,7 +62,7 @@ def lock_controls(updates: Updates, locks: Mapping[Block, Role]) -> Updates:
     role = current_role()
     locked = {component for component, needed in locks.items() if role < needed}
     kept = {component: update for component, update in updates.items() if component not in locked}
-    return kept | {component: _disabled(updates.get(component, gr.skip())) for component in locked}
+    return kept | {component: _disabled(component, updates.get(component, gr.skip())) for component in locked}
 
 
 def _checked(
@@ -90,10 +94,12 @@ def _role_of(handler: Callable[..., Any]) -> Role:
     return Role.GUEST if is_sign_in else role_needed(handler)
 
 
-def _disabled(update: Any) -> dict[str, Any]:
-    """Return an update, as gradio takes it, that also disables the component."""
+def _disabled(component: Block, update: Any) -> dict[str, Any]:
+    """Return an update, as gradio takes it, that also disables the component, or the buttons in its HTML."""
     if isinstance(update, Block):
         update = {**update.constructor_args, "__type__": "update"}
     elif not isinstance(update, dict) or update.get("__type__") != "update":
         update = gr.update(value=update)
+    if isinstance(component, gr.HTML):
+        return {**update, "elem_classes": [*component.elem_classes, LOCKED]}
     return {**update, "interactive": False}

@@ -108,8 +108,8 @@ class Studio:
                 return project == EXAMPLE_NAME
 
     def visible_projects(self) -> list[Project]:
-        """Return the projects that the request that is being handled may see."""
-        return [project for project in self.home.projects() if self.may_see(project.name)]
+        """Return the projects that the request that is being handled may see, the one last worked on first."""
+        return [project for project in self.home.recent_projects() if self.may_see(project.name)]
 
     def find_project(self, name: object) -> Project:
         """Return the project with this name; raises InputError if there is none, or none that may be seen."""

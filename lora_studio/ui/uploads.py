@@ -5,7 +5,6 @@ Gradio limits the size of each file and the number of files per request (1,000),
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lora_studio.workspace.disk_usage import folder_size
 
 GIB = 2**30
 UPLOAD_PATH = "/gradio_api/upload"
@@ -83,18 +84,6 @@ class UploadLimit:
                 f"{_gib(self.limits.free)} are kept free. Free some disk space, then try again."
             )
         return ""
-
-
-def folder_size(folder: Path) -> int:
-    """Return the bytes of all files below a folder; 0 if it does not exist."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += Path(parent, name).lstat().st_size
-            except OSError:
-                continue  # removed meanwhile
-    return total
 
 
 def _gib(size: int) -> str:

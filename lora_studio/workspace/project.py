@@ -162,6 +162,10 @@ class Home:
             key=lambda project: project.name.lower(),
         )
 
+    def recent_projects(self) -> list[Project]:
+        """Return all projects, the one that was last worked on first."""
+        return sorted(self.projects(), key=lambda project: project.last_used, reverse=True)
+
     def project(self, name: str) -> Project:
         """Return an existing project by name; raise InputError if it does not exist."""
         if name not in {project.name for project in self.projects()}:
@@ -170,7 +174,7 @@ class Home:
 
     def create_project(self, name: str, info: ProjectInfo | None = None) -> Project:
         """Create an empty project; raise InputError if the name is invalid or taken."""
-        target = self._new_project_path(name)
+        target = self.new_project_path(name)
         project = Project(target)
         with disk_errors(target):
             project.images_dir.mkdir(parents=True, exist_ok=True)
@@ -179,14 +183,14 @@ class Home:
 
     def rename_project(self, name: str, new_name: str) -> Project:
         """Rename a project; raise InputError if one of its jobs is running or the new name is invalid or taken."""
-        project, target = self.project(name), self._new_project_path(new_name)
+        project, target = self.project(name), self.new_project_path(new_name)
         project.check_idle("rename")
         project.path.rename(target)
         return Project(target)
 
     def duplicate_project(self, name: str, new_name: str) -> Project:
         """Copy images, captions and settings into a new project; runs and sweeps are not copied."""
-        project, target = self.project(name), self._new_project_path(new_name)
+        project, target = self.project(name), self.new_project_path(new_name)
         partial = target.with_name(f".{target.name}.partial")
         with disk_errors(target):
             shutil.rmtree(partial, ignore_errors=True)
@@ -210,11 +214,12 @@ class Home:
 
     def restore_project(self, trashed: Path) -> Project:
         """Move a project back from the trash; raise InputError if its name is taken."""
-        target = self._new_project_path(trashed.name)
+        target = self.new_project_path(trashed.name)
         trashed.rename(target)
         return Project(target)
 
-    def _new_project_path(self, name: str) -> Path:
+    def new_project_path(self, name: str) -> Path:
+        """Return the folder of a new project; raise InputError if the name is invalid or taken."""
         name = name.strip()
         if not re.fullmatch(r"\w[\w .\-]{0,59}", name) or name.endswith("."):
             raise InputError(
@@ -238,6 +243,13 @@ class Project:
     def name(self) -> str:
         """The name of the project, which is its folder's."""
         return self.path.name
+
+    @property
+    def last_used(self) -> float:
+        """The time of the last change of settings, images or jobs, in seconds since 1970; captions do not count."""
+        folders = (self.path / name for name in ("project.json", "dataset", "rejected", *JOB_FOLDERS))
+        places = (self.path, self.images_dir, *folders)
+        return max((place.stat().st_mtime for place in places if place.exists()), default=0.0)
 
     @property
     def home(self) -> Home:
@@ -310,7 +322,11 @@ class Project:
     def jobs(self) -> Iterator[JobFolder]:
         """Yield every job of the project."""
         for kind in JOB_FOLDERS:
-            yield from job_folders(self.path / kind)
+            yield from self.jobs_in(kind)
+
+    def jobs_in(self, kind: str) -> Iterator[JobFolder]:
+        """Yield the jobs of one of JOB_FOLDERS, oldest first."""
+        yield from job_folders(self.path / kind)
 
     def new_run_dir(self, name: str) -> Path:
         """Create a folder for a training run."""

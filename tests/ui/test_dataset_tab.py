@@ -270,6 +270,19 @@ def test_damaged_marks_are_reported_and_kept(project: Project, interface: Interf
     assert Contents.of(project).by_id[duplicate.id].kept
 
 
+def test_the_error_of_an_import_is_replaced_by_that_of_the_next(
+    project: Project, interface: Interface, tmp_path: Path
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    interface.call(DatasetTab.import_folder, dataset_folder=str(tmp_path / "nothing"))
+    wait_for_scan()
+    shown = interface.call(DatasetTab.scan_tick)
+    assert error_code(shown["dataset_progress"])
+    shown = interface.call(DatasetTab.import_folder, dataset_folder=str(tmp_path / "missing"))
+    assert error_code(shown["dataset_notice"]) == "no_folder"
+    assert error_code(shown["dataset_progress"]) == ""
+
+
 def test_tiles_show_that_a_scan_is_running_instead_of_the_earlier_result(
     project: Project, interface: Interface, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from lora_studio.ui.app import AppFrame
+from lora_studio.workspace.project import Home
 from tests.support.application import ROOT, Running
-from tests.support.interface import Interface
+from tests.support.interface import Interface, error_code
+from tests.support.jobs import make_project
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate", "safetensors.torch", "scipy")
 
@@ -70,6 +73,33 @@ def test_events_show_progress_on_the_loading_bar_only(interface: Interface) -> N
     (bar,) = (number for number, block in interface.blocks.blocks.items() if block.elem_id == "loading-bar")
     shown = {(event["show_progress"], *event["show_progress_on"]) for event in events}
     assert shown == {("hidden",), ("minimal", bar)}
+
+
+def test_lists_that_are_filled_when_the_page_loads_leave_their_choices_to_the_handlers(interface: Interface) -> None:
+    """A page that is older than the server, as after a restart, still has choices that the server does not know."""
+    names = {
+        "project",
+        "project-trash",
+        "train-preset",
+        "train-preset-own",
+        "compare-runs",
+        "test-loras",
+        "release-lora",
+    }
+    lists = [block for block in interface.blocks.blocks.values() if getattr(block, "elem_id", None) in names]
+    assert len(lists) == len(names)
+    for one in lists:
+        assert one.preprocess(["001-gone"] if one.multiselect else "001-gone") in ("001-gone", ["001-gone"])
+
+
+def test_a_project_that_is_gone_is_dropped_from_the_list_with_a_message(home: Home, interface: Interface) -> None:
+    make_project(home)
+    make_project(home, "gone")
+    interface.open_project("ink")
+    home.delete_project("gone")
+    shown = interface.call(AppFrame.select_project, project="ink", project_list="gone")
+    assert error_code(shown["frame_notice"]) == "no_project"
+    assert shown["project_list"] == {"choices": ["ink"], "value": "ink"}
 
 
 def test_every_field_has_an_id(interface: Interface) -> None:

@@ -183,6 +183,16 @@ def test_prompt_sets_are_added_with_one_click(project: Project, interface: Inter
     assert error_code(interface.call(SweepTab.add_prompts, pick="../x")["test_notice"]) == "no_set"
 
 
+def test_a_base_that_does_not_exist_is_an_error_before_anything_is_drawn(
+    project: Project, interface: Interface, started: Started
+) -> None:
+    interface.open_project("ink")
+    shown = interface.call(SweepTab.start_sweep, test_bases=[BASE, "no such base"])
+    assert error_code(shown["test_notice"]) == "base_missing"
+    assert "no such base" in interface.call(SweepTab.update_cell_count)["test_count"]
+    assert started == []
+
+
 def test_the_number_of_images_is_updated(project: Project, interface: Interface) -> None:
     interface.open_project("ink")
     shown = interface.call(SweepTab.update_cell_count, test_strengths="0, 0.7, 1")

@@ -46,6 +46,7 @@ from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.workspace.project import Project, ProjectInfo
 
+REFUSED_IMPORTS = ("no_files", "no_folder", "not_local")  # codes of errors about what cannot be imported
 GONE = ("no_image", "no_group")  # codes of errors about images that the page still shows
 
 
@@ -136,7 +137,13 @@ class DatasetTab:
         return DatasetState(DatasetFiles(project), place, self.scans.view(project), place, *shown)
 
     def recover(self, state: DatasetState, error: StudioError) -> DatasetState | None:
-        """Show the dataset as it is on disk if an image of the page is gone, as after a click in another window."""
+        """Show the dataset as it is on disk if an image of the page is gone, as after a click in another window.
+
+        The error of the import before is dismissed by the next one.
+        """
+        if error.code in REFUSED_IMPORTS:
+            self.scans.clear_error(state.project)
+            return replace(state, scan=self.scans.view(state.project))
         return state if error.code in GONE else None
 
     def refresh(self, project: Project) -> Updates:

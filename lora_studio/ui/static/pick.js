@@ -2,7 +2,7 @@
 // after the requests before it.
 element.addEventListener('click', (event) => {
   const picked = event.target.closest('[data-pick]');
-  if (!picked || !element.contains(picked)) return;
+  if (!picked || !element.contains(picked) || element.closest('.locked')) return;
   const { pick } = picked.dataset;
   window.studioQueue(() => trigger('click', { pick }));
 });

@@ -227,7 +227,7 @@ def _table(view: SweepView, rows: Sequence[StrengthPictures], shown: Sequence[st
         for row in rows
     ]
     headers = [*(["LoRA and base"] if several else []), "Strength", *(MEASURES[name].title for name in shown)]
-    return table(headers, cells, ["keep"] * len(headers), label="Measures")
+    return table(headers, cells, ["keep"] * len(headers), label="Measures", stacked=True)
 
 
 def _cell(row: StrengthPictures, name: str) -> str:

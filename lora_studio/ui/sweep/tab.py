@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.lora.header import read_lora_header
+from lora_studio.models.locate import resolve_base
 from lora_studio.settings.declare import split_lines
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.settings.prompt_sets import prompts_of_set
@@ -315,6 +316,8 @@ class SweepTab:
         if self.studio.mode is not Mode.LOCAL:
             for base in page.bases:
                 check_shared_model(base, self.studio.home)
+        for base in page.bases:
+            resolve_base(base, self.studio.home)
         for path in loras:
             read_lora_header(path)
         stacked = stacked_loras(page.project, page.stacked, page.weights)

@@ -161,7 +161,7 @@ def measures_table(view: SweepView) -> Markup:
     return (
         heading("Measures", "They compare pixels, not meaning: compare them down a column; they do not score quality.")
         + measure_charts(view, view.measures, MEASURES)
-        + table(headers, rows, ["keep"] * len(headers), label="Measures")
+        + table(headers, rows, ["keep"] * len(headers), label="Measures", stacked=True)
         + render("sweep/measures.html", descriptions=descriptions)
     )
 
@@ -172,7 +172,10 @@ def sweeps_table(views: Sequence[SweepView], selected: str) -> Markup:
         return Markup("")
     rows = [_table_row(view, selected=view.folder.name == selected) for view in reversed(views)]
     columns = ["Test", "LoRAs", "Images", "Settings"]
-    return heading("Tests of this project") + table(columns, rows, ["keep", "", "keep", ""], label="Tests")
+    classes = ["keep", "", "keep", ""]
+    return heading("Tests of this project") + table(
+        columns, rows, classes, label="Tests", stacked=True, searchable=True
+    )
 
 
 def _table_row(view: SweepView, *, selected: bool) -> TableRow:

@@ -19,6 +19,7 @@ from lora_studio.ui.context import Studio
 from lora_studio.ui.roles import Role, allowed
 from lora_studio.ui.state.run_history import RunHistories, RunHistory
 from lora_studio.ui.widgets.charts import MAX_RUNS, Chart, chart, run_series
+from lora_studio.ui.widgets.choices import checked_by_handlers
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import (
     TableRow,
@@ -67,14 +68,16 @@ class SampleRow(NamedTuple):
 def build_compare() -> CompareLayout:
     """Create the components, hidden."""
     with gr.Column(visible=False, elem_id="train-compare") as column:
-        runs = gr.Dropdown(
-            [],
-            value=[],
-            multiselect=True,
-            max_choices=MAX_RUNS,
-            label="Runs to compare",
-            info=f"Two to {MAX_RUNS} runs of this project.",
-            elem_id="compare-runs",
+        runs = checked_by_handlers(
+            gr.Dropdown(
+                [],
+                value=[],
+                multiselect=True,
+                max_choices=MAX_RUNS,
+                label="Runs to compare",
+                info=f"Two to {MAX_RUNS} runs of this project.",
+                elem_id="compare-runs",
+            )
         )
         notice = html(elem_id="compare-notice")
         settings = html(elem_id="compare-settings")

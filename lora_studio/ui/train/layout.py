@@ -13,6 +13,7 @@ from lora_studio.ui.train.control import ControlFields, build_control_fields, bu
 from lora_studio.ui.train.own_presets import OwnPresets, build_own_presets
 from lora_studio.ui.train.run_panel import RunPanelLayout, build_run_panel
 from lora_studio.ui.train.variants import VariantFields, build_variant_fields
+from lora_studio.ui.widgets.choices import checked_by_handlers
 from lora_studio.ui.widgets.html import hint, html, pickable, render
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
 from lora_studio.ui.widgets.recipe_form import RecipeForm, build_form
@@ -150,12 +151,14 @@ def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeFo
                 max_lines=1,
                 elem_id="train-name",
             )
-            preset = gr.Dropdown(
-                preset_choices(()),
-                value=None,
-                label="Load settings from",
-                info="A preset changes only the settings that it names.",
-                elem_id="train-preset",
+            preset = checked_by_handlers(
+                gr.Dropdown(
+                    preset_choices(()),
+                    value=None,
+                    label="Load settings from",
+                    info="A preset changes only the settings that it names.",
+                    elem_id="train-preset",
+                )
             )
         presets = build_own_presets()
         exchange = _exchange(local=local)

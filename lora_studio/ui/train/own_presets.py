@@ -12,6 +12,7 @@ from lora_studio.errors import InputError
 from lora_studio.planning.presets import import_preset, own_preset_file, rename_preset
 from lora_studio.ui.context import Studio
 from lora_studio.ui.train.state import TrainPage, TrainState
+from lora_studio.ui.widgets.choices import checked_by_handlers
 from lora_studio.ui.widgets.html import html
 
 
@@ -39,7 +40,9 @@ def build_own_presets() -> OwnPresets:
                 max_lines=1,
                 elem_id="train-preset-name",
             )
-            own = gr.Dropdown([], value=None, label="Your own", info="Load them above.", elem_id="train-preset-own")
+            own = checked_by_handlers(
+                gr.Dropdown([], value=None, label="Your own", info="Load them above.", elem_id="train-preset-own")
+            )
         with gr.Row():
             save = gr.Button("Save these settings as a preset", elem_id="train-preset-save")
             rename = gr.Button("Rename the selected one", elem_id="train-preset-rename")

@@ -30,7 +30,7 @@ def queue_table(studio: Studio) -> Markup:
         for place, run in enumerate(runs, start=1)
     ]
     hint = "Each starts when the one before has ended, also after a restart."
-    return heading("Queue", hint) + table(["", "Run", "Change"], rows, ["keep", "", ""], label="Queue")
+    return heading("Queue", hint) + table(["", "Run", "Change"], rows, ["keep", "", ""], label="Queue", stacked=True)
 
 
 def _name(run: QueuedRun) -> Markup:

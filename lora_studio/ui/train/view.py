@@ -38,6 +38,7 @@ from lora_studio.ui.widgets.html import (
 from lora_studio.ui.widgets.job_status import job_title, state_label, time_tile
 from lora_studio.ui.widgets.setting_spec import SettingSpec
 from lora_studio.ui.widgets.thumbnails import THUMBNAIL_SIZE, thumbnail_url_or_empty
+from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Home
 
 VERDICT_TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.WARNING, "bad": Tone.ERROR}
@@ -209,7 +210,7 @@ def filmstrip(view: RunView, home: Home) -> Markup:
 
 
 def _no_samples(view: RunView) -> Markup:
-    if not view.is_active and not view.history.steps:
+    if not view.is_active and (view.status.state is JobState.FAILED or not view.history.steps):
         return Markup("")
     title = "Samples will appear here" if view.is_active else "No samples were drawn"
     return empty_card(title, _sampling_times(view.job.recipe))
@@ -289,7 +290,7 @@ def runs_table(views: Sequence[RunView], selected: str) -> Markup:
         )
     columns = ["Run", "Changed", "Loss vs base", "Verdict"]
     return heading("Runs", "Compared with the run that each was made from, else with the guide's defaults.") + table(
-        columns, rows, ["keep", "", "keep", ""], label="Runs", stacked=True
+        columns, rows, ["keep", "", "keep", ""], label="Runs", stacked=True, searchable=True
     )
 
 

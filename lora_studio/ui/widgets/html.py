@@ -20,6 +20,7 @@ from markupsafe import Markup
 from lora_studio.errors import ConfigError, StudioError
 from lora_studio.ui.widgets.formatting import format_coordinate
 
+LONG_TABLE = 12  # rows, beyond which a table can be searched
 STATIC = Path(__file__).parents[1] / "static"
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -29,6 +30,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     auto_reload=False,
 )
+TEMPLATES.globals["is_owner"] = lambda: True  # see ui/authorisation.py
 TEMPLATES.filters["coordinate"] = format_coordinate
 
 
@@ -132,13 +134,17 @@ def table(
     label: str = "",
     *,
     stacked: bool = False,
+    searchable: bool = False,
 ) -> Markup:
     """Return a table. `classes` are those of the columns: "keep" does not wrap, "why" is subdued.
 
+    A `searchable` one of more than LONG_TABLE rows has a search field above it, see table_search.js.
     On a phone, a `stacked` table shows each row as a card, in which every cell after the first has its header.
     """
     columns = [*classes, *[""] * (len(headers) - len(classes))]
-    return _macro("table", headers, list(rows), columns, label or headers[0], stacked)
+    rows = list(rows)
+    searched = searchable and len(rows) > LONG_TABLE
+    return _macro("table", headers, rows, columns, label or headers[0], stacked, searched)
 
 
 def pick_button(name: str, text: str | Markup, *, current: bool = False, title: str = "") -> Markup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from lora_studio import api
@@ -97,6 +99,21 @@ def test_train_takes_imported_settings_under_those_that_are_given(
     assert CliRunner().invoke(app, words).exit_code == 0
     recipe = jobs[0].recipe
     assert (jobs[0].name, recipe.network_dim, recipe.network_alpha, recipe.unet_lr) == ("cat", 12, 5, 3e-4)
+
+
+def test_scan_counts_the_images_of_each_kind_and_names_them_on_request(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(30, size=(640, 640))
+    for index in range(12):
+        path = folder / f"small {index}.png"
+        Image.effect_noise((200, 200), 40 + index).save(path)
+    short = CliRunner().invoke(app, ["scan", str(folder)])
+    assert short.exit_code == 0
+    assert re.search(r"^ *12 +too small$", short.stdout, re.MULTILINE)
+    assert "small 3.png" not in short.stdout
+    assert len(short.stdout.splitlines()) < 12
+    assert "--names" in short.stdout
+    named = CliRunner().invoke(app, ["scan", str(folder), "--names"])
+    assert all(f"small {index}.png" in named.stdout for index in range(12))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.example import EXAMPLE_NAME
 from lora_studio.settings.job_specs import SweepJob, TagJob
 from lora_studio.ui.app import AppFrame
-from lora_studio.ui.authorisation import authorise
+from lora_studio.ui.authorisation import LOCKED, authorise, lock_controls, locks_of
 from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.view import Pick
 from lora_studio.ui.plan.tab import PlanTab
@@ -25,6 +25,7 @@ from lora_studio.ui.state.jobs import Jobs
 from lora_studio.ui.sweep.lightbox import STAR
 from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.ui.train.ledger import COLUMNS, EDIT, OPEN, Scope
+from lora_studio.ui.widgets.html import TEMPLATES
 from lora_studio.workspace.project import Home, Project
 from lora_studio.workspace.run_notes import change_notes
 from tests.support.interface import OWNER, VISITOR, Interface, error_code
@@ -259,6 +260,34 @@ def test_what_others_may_not_use_is_locked_on_their_pages(home: Home, projects: 
     with pytest.raises(gr.Error, match="owner"):
         page.call(PlanTab.update_plan)
     page.blocks.close(verbose=False)
+
+
+def test_buttons_in_html_are_locked_for_those_who_may_not_use_them() -> None:
+    def forget() -> str:
+        return "forgotten"
+
+    @allowed(Role.GUEST)
+    def look() -> str:
+        return "seen"
+
+    with gr.Blocks() as blocks:
+        own, open_to_all = gr.HTML("a", elem_classes=["cards"]), gr.HTML("b")
+        own.click(forget, None, own)
+        open_to_all.click(look, None, open_to_all)
+    locks = locks_of(blocks)
+    with acting_as(Role.VISITOR):
+        shown = lock_controls({own: "new", open_to_all: "new"}, locks)
+    assert shown[own] == {"__type__": "update", "value": "new", "elem_classes": ["cards", LOCKED]}
+    assert shown[open_to_all] == "new"
+    with acting_as(Role.VISITOR):
+        assert " disabled" in act_button()
+    assert " disabled" not in act_button()
+    blocks.close(verbose=False)
+
+
+def act_button() -> str:
+    macros = TEMPLATES.get_template("dataset/macros.html").module
+    return str(macros.action({"pick": "set_aside:a.png", "title": "", "key": "", "text": "Set aside"}))
 
 
 def test_a_visitor_opens_an_image_but_sets_none_aside(home: Home, projects: tuple[Project, Project]) -> None:

@@ -14,7 +14,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from lora_studio.ui import uploads
-from lora_studio.ui.uploads import UPLOAD_PATH, UploadLimit, UploadLimits, folder_size
+from lora_studio.ui.uploads import UPLOAD_PATH, UploadLimit, UploadLimits
+from lora_studio.workspace.disk_usage import folder_size
 
 GIB = 2**30
 

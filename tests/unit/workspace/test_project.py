@@ -83,6 +83,17 @@ def test_unknown_projects_are_refused(home: Home, name: str) -> None:
     assert caught.value.code == "no_project"
 
 
+def test_the_project_that_was_worked_on_last_is_the_first_of_the_recent_ones(home: Home) -> None:
+    for age, name in enumerate(("beta", "Alpha", "gamma")):
+        project = home.create_project(name)
+        for path in (*project.path.rglob("*"), project.path):
+            os.utime(path, (10_000 - age, 10_000 - age))
+    assert [project.name for project in home.recent_projects()] == ["beta", "Alpha", "gamma"]
+    gamma = home.project("gamma")
+    gamma.save_info(gamma.info().model_copy(update={"notes": "again"}))
+    assert [project.name for project in home.recent_projects()] == ["gamma", "beta", "Alpha"]
+
+
 def test_projects_are_sorted_by_name(home: Home) -> None:
     assert home.projects() == []
     for name in ("beta", "Alpha", "gamma"):

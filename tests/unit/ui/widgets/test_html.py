@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.ui.widgets.html import (
+    LONG_TABLE,
     STATIC,
     TEMPLATES,
     TableRow,
@@ -76,3 +77,10 @@ def test_a_missing_value_is_an_error() -> None:
 @pytest.mark.parametrize("name", [path.name for path in STATIC.glob("*.js")])
 def test_scripts_are_read(name: str) -> None:
     assert script(name)
+
+
+def test_a_long_table_can_be_searched() -> None:
+    rows = [TableRow([f"run {number}"]) for number in range(LONG_TABLE + 1)]
+    assert 'class="table-search" aria-label="Search Runs"' in table(["Run"], rows, label="Runs", searchable=True)
+    assert "table-search" not in table(["Run"], rows[1:], label="Runs", searchable=True)
+    assert "table-search" not in table(["Run"], rows, label="Runs")
