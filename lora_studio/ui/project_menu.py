@@ -137,9 +137,8 @@ class ProjectMenu:
     def save_notes(self, name: str, text: str | None) -> Updates:
         """Save the notes on the project."""
         project = self.studio.find_project(name)
-        info = project.info()
-        if info.notes != (text or ""):
-            project.save_info(info.model_copy(update={"notes": text or ""}))
+        if project.info().notes != (text or ""):
+            project.change_info(notes=text or "")
         return {}
 
     def export(self, name: str) -> Updates:
