@@ -40,7 +40,7 @@ from pydantic import BaseModel, ValidationError
 
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.events import Event, parse_event
-from lora_studio.files import write_bytes, write_json, write_text
+from lora_studio.files import cached_by_stamp, write_bytes, write_json, write_text
 from lora_studio.settings.job_specs import AnyJob, job_from_toml, job_to_toml
 from lora_studio.workspace.job_paths import with_found_paths, with_stored_paths
 
@@ -54,6 +54,9 @@ RESUME_REMEDIES = {
     "sweep": "Resume draws the missing images; those that are complete are kept.",
     "download": "Start the download again: it continues with what is missing.",
 }
+
+
+MAX_CACHED_JOBS = 4096
 
 
 class JobState(StrEnum):
@@ -92,6 +95,12 @@ class JobStatus(BaseModel):
     updated_at: float = 0.0
     pid: int | None = None
     pid_started: float | None = None
+
+
+@cached_by_stamp(MAX_CACHED_JOBS)
+def _parse_job(job_file: Path) -> AnyJob:
+    """Return the content of a job.toml, which callers do not change: a project with 200 runs reads each many times."""
+    return job_from_toml(job_file.read_text("utf-8"), str(job_file))
 
 
 @dataclass(frozen=True)
@@ -144,13 +153,23 @@ class JobFolder:
 
     def job(self) -> AnyJob:
         """Read job.toml, with absolute paths; raise InputError if it is missing or cannot be read."""
+        job = self.stored_job()
+        try:
+            return with_found_paths(job, self.path)
+        except (OSError, ValueError) as error:  # a path with a NUL character
+            raise self._unreadable(error) from error
+
+    def stored_job(self) -> AnyJob:
+        """Read job.toml, with paths as they are in it; raise InputError if it is missing or cannot be read."""
         if not self.exists:
             raise InputError(f"{self.path} does not contain a job.toml.", "Give the folder of a job.", code="no_job")
         try:
-            job = job_from_toml(self.job_file.read_text("utf-8"), str(self.job_file))
-            return with_found_paths(job, self.path)
-        except (OSError, ValueError) as error:  # not UTF-8, or a path with a NUL character
-            raise InputError(f"{self.job_file} cannot be read: {error}.", "Correct it.", code="job_file") from error
+            return _parse_job(self.job_file)
+        except (OSError, ValueError) as error:  # not UTF-8
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> InputError:
+        return InputError(f"{self.job_file} cannot be read: {error}.", "Correct it.", code="job_file")
 
     def status(self) -> JobStatus:
         """Read status.json; a job whose worker process died is returned as failed."""

@@ -48,7 +48,7 @@ def lora_choices(project: Project) -> dict[str, LoraChoice]:
     found: list[LoraChoice] = []
     for folder in reversed(project.runs()):
         try:
-            job = folder.job()
+            job = folder.stored_job()
         except InputError:
             continue
         if isinstance(job, TrainJob):
