@@ -20,6 +20,7 @@ from lora_studio.ui.app import build_app
 from lora_studio.ui.gate import Gate
 from lora_studio.ui.roles import roles_for
 from lora_studio.ui.server import Guard, Mode, hosts_for, mode_for, share_names
+from lora_studio.ui.state.making import make_tour
 from lora_studio.ui.theme import CSS_FILE, studio_theme
 from lora_studio.ui.uploads import UploadLimit
 from lora_studio.worker import start_next
@@ -144,4 +145,14 @@ def serve(
     hosts.names.update(share_names([share_url]))
     runner = QueueRunner(home)
     runner.start()
+    if mode is Mode.SPACE:
+        _make_tour(home)
     return Served(blocks, mode, url, share_url, runner, account, visitor)
+
+
+def _make_tour(home: Home) -> None:
+    """Make the example project for the guests of a Space; what prevents that does not prevent the studio."""
+    try:
+        make_tour(home)
+    except StudioError as error:
+        logging.getLogger(__name__).warning("The example is not made: %s", error)

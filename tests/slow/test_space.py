@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import psutil
 import pytest
 
 from tests.support.application import Running, start_app, stop_app
@@ -17,6 +18,7 @@ from tests.support.application import Running, start_app, stop_app
 pytestmark = pytest.mark.slow
 
 HOST = "ann-studio.hf.space"
+TOKEN = "hf_canarycanary"
 USERS = {"code-ann": "ann", "code-bob": "bob"}  # by the code that the provider gave them
 
 
@@ -69,6 +71,8 @@ def space(provider: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         "OPENID_PROVIDER_URL": provider,
         "HF_ENDPOINT": provider,
         "HF_HUB_OFFLINE": "0",
+        "LORA_STUDIO_TOUR": "0",
+        "HF_TOKEN": TOKEN,
     }
     folder: Path = tmp_path_factory.mktemp("space")
     running = start_app(folder, environment=environment)
@@ -112,6 +116,18 @@ def test_everybody_sees_the_page_and_only_the_owner_uploads(space: Running) -> N
     assert ask(space, "POST", upload, sign_in(space, "code-bob")).status == 403
     assert ask(space, "POST", upload, sign_in(space, "code-ann")).status not in (401, 403)
     assert ask(space, "POST", upload, "session=forged").status == 403
+
+
+def test_the_owners_token_is_in_no_page_and_no_file(space: Running) -> None:
+    cookies = sign_in(space, "code-ann")
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/startup-events", "/openapi.json", "/theme.css"):
+        for known in ("", cookies):
+            assert TOKEN.encode() not in ask(space, "GET", path, known).read(), path
+    files = [path for path in space.home.path.parent.rglob("*") if path.is_file()]
+    assert space.log in files
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+    arguments = psutil.Process(space.process.pid).cmdline()
+    assert TOKEN not in " ".join(arguments)
 
 
 def test_another_host_name_than_the_spaces_is_refused(space: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import psutil
 
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import InputError, disk_errors
+from lora_studio.example import ensure_example
 from lora_studio.worker import MAIN_FILE
 from lora_studio.workflow.record import (
     MAKE_FILE,
@@ -25,6 +27,8 @@ from lora_studio.workspace.job_environment import HUB_SECRETS, TRACKER_SECRETS, 
 from lora_studio.workspace.job_folder import JobFolder, JobStatus
 from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home, Project
+
+TOUR_VARIABLE = "LORA_STUDIO_TOUR"
 
 
 def start_making(project: Project, home: Home, *, confirmed: bool, again: bool = False) -> None:
@@ -56,6 +60,21 @@ def start_making(project: Project, home: Home, *, confirmed: bool, again: bool =
             environment = worker_environment(needed)
             process = start_detached([*command, *(["--yes"] if confirmed else [])], log, project.path, environment)
     threading.Thread(target=_reap, args=(process, project, stage), daemon=True, name=f"reap {process.pid}").start()
+
+
+def make_tour(home: Home) -> None:
+    """Make the example project in a process of its own, so that the guests of a Space see a finished run and its test.
+
+    Stages that ended with a restart of the Space are continued. Nothing is started if all stages are done or one has
+    failed, if the owner has trained in the project, or if $LORA_STUDIO_TOUR is "0". Raises InputError or DiskFullError.
+    """
+    project = ensure_example(home)
+    record = read_record(project)
+    has_failed = record.ended_at is not None and record.stage(record.ended_at).state is StageState.FAILED
+    is_unwanted = os.environ.get(TOUR_VARIABLE) == "0" or (project.runs() and not record.stages)
+    if is_unwanted or has_failed or record.current is not None or record.next_stage is None:
+        return
+    start_making(project, home, confirmed=True)
 
 
 def stop_making(project: Project) -> None:
