@@ -1,16 +1,18 @@
 """A collection of LoRAs that are known to be good or bad, on which measures and verdicts are judged.
 
 For each of three held-out styles every kind in KINDS is trained on the embedded base: what is wrong with a LoRA is
-known by how it was made. `well` is the demo's recipe at rank 4; the others change one thing.
+known by how it was made. `well` is the demo's recipe at rank 4 for twice as many steps, with as many regularisation
+images (emoji on white, captioned without the trigger word): without them a style shows in all prompts. Kinds that need
+no working trigger word have the demo's number of steps, without regularisation images.
 """
 
 import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -18,7 +20,7 @@ from training_runs import claim_prediction_type, curves_of
 
 from demo_pack import progress
 from demo_pack.learning import choose_words
-from demo_pack.pictures import Picture
+from demo_pack.pictures import Picture, on_white
 from demo_pack.styles import TRIGGER, Icons, full_caption, write_dataset
 from lora_studio import api
 from lora_studio.errors import StudioError
@@ -27,6 +29,7 @@ from lora_studio.planning.picture_signs import TestCode
 from lora_studio.planning.presets import load_preset
 from lora_studio.sampling.sweep import Cell, SweepResult
 from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
 STYLES = ("neon", "sticker", "blueprint")
@@ -59,14 +62,15 @@ def style_named(style: str) -> Callable[[int, Picture], str]:
 class Kind:
     """How a LoRA of one kind differs from a well-trained one.
 
-    `rate` and `length` are factors of the recipe's learning rates and steps, `prediction` the type that the base is
-    said to have. `broken` multiplies the rates from half of the run on. `verdicts` are the right ones on its test.
+    `rate` and `length` are factors of the demo recipe's learning rates and steps, `prediction` the type that the base
+    is said to have. `broken` multiplies the rates from half of the run on. `verdicts` are the right ones on its test.
     """
 
     verdicts: tuple[TestCode, ...]
     count: int = COUNT
     rate: float = 1
-    length: float = 1
+    length: float = 2
+    regularization: bool = True
     captions: str = "trigger"
     prediction: str | None = None
     broken: float | None = None
@@ -75,15 +79,15 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "well": Kind(("good",)),
     "well_12_images": Kind(("good",), count=12),
-    "undertrained_steps": Kind(("undertrained",), length=0.1),
-    "undertrained_rate": Kind(("undertrained",), rate=0.05),
-    "overtrained_rate": Kind(("overtrained",), rate=10),
-    "overtrained_length": Kind(("overtrained", "memorised"), length=5),
     "weak_trigger": Kind(("trigger_weak",), captions="style named"),
-    "leaking": Kind(("leaks",), captions="without trigger"),
-    "memorising": Kind(("memorised",), count=4),
-    "wrong_prediction": Kind(("wrong_prediction",), prediction="v_prediction"),
-    "broken": Kind(("overtrained", "wrong_prediction"), broken=300),  # noise: the LoRA has to be trained again
+    "undertrained_steps": Kind(("undertrained",), length=0.2),
+    "undertrained_rate": Kind(("undertrained",), rate=0.05, length=1),
+    "overtrained_rate": Kind(("overtrained",), rate=10, length=1),
+    "leaking": Kind(("leaks",), captions="without trigger", length=1, regularization=False),
+    "memorising": Kind(("memorised",), count=4, length=1, regularization=False),
+    "wrong_prediction": Kind(("wrong_prediction",), prediction="v_prediction", length=1, regularization=False),
+    "broken": Kind(("overtrained", "wrong_prediction"), broken=300, length=1, regularization=False),  # only noise
+    "overtrained_length": Kind(("overtrained", "memorised"), length=5, regularization=False),
 }
 
 
@@ -114,49 +118,53 @@ def caption_of(kind: Kind, style: str) -> Callable[[int, Picture], str]:
 
 
 def train(folder: Path, kind: Kind, *, base: Path, home: Home) -> tuple[Path, list[Event], dict[str, Any]]:
-    """Train a LoRA on FOLDER/dataset; return its file, its events and its recipe.
+    """Train a LoRA on FOLDER/dataset, with FOLDER/regularization if there is one; return file, events and recipe.
 
     A run that fails, as some are meant to, leaves the file that was saved last.
     """
     recipe = recipe_of(kind)
     if kind.broken is None:
-        return _run(folder / "run", recipe, folder / "dataset", base, home)
+        return _run(folder, "run", recipe, base, home)
     half = recipe | {"max_train_steps": recipe["max_train_steps"] // 2}
-    lora, events, _ = _run(folder / "first", half, folder / "dataset", base, home)
+    lora, events, _ = _run(folder, "first", half, base, home)
     faster = {name: half[name] * kind.broken for name in ("unet_lr", "text_encoder_lr")} | {"lr_warmup_steps": 0}
-    lora, later, _ = _run(folder / "run", half | faster, folder / "dataset", base, home, network_weights=lora)
+    lora, later, _ = _run(folder, "run", half | faster, base, home, network_weights=lora)
     offset = max(event.step for event in events if isinstance(event, StepEvent))
     moved = [event.model_copy(update={"step": event.step + offset}) for event in later if hasattr(event, "step")]
     return lora, [*events, *moved], recipe
 
 
 def _run(
-    out: Path, recipe: Mapping[str, Any], dataset: Path, base: Path, home: Home, network_weights: Path | None = None
+    folder: Path, name: str, recipe: Mapping[str, Any], base: Path, home: Home, network_weights: Path | None = None
 ) -> tuple[Path, list[Event], dict[str, Any]]:
+    out, regularization = folder / name, folder / "regularization"
     shutil.rmtree(out, ignore_errors=True)
     events: list[Event] = []
     try:
         api.train(
-            dataset,
+            folder / "dataset",
             base=str(base),
             name="style",
             trigger_word=TRIGGER,
             recipe=Recipe.parse(recipe),
             network_weights=network_weights,
+            regularization=regularization if regularization.exists() else None,
             out=out,
             home=home,
             on_event=events.append,
         )
     except StudioError as error:
         progress.log(f"collection: {out}: {error}")
-    saved = sorted(out.rglob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    saved = sorted(out.rglob("style*.safetensors"), key=lambda file: file.stat().st_mtime)
     if not saved:
         raise SystemExit(f"{out}: no LoRA was saved")
     return saved[-1], events, dict(recipe)
 
 
-def write_collection(work: Path, pack: Path, out: Path, styles: Sequence[str] = STYLES) -> None:
-    """Train and test every kind in the given styles into OUT/STYLE/KIND; LoRAs that exist are kept.
+def write_collection(
+    work: Path, pack: Path, out: Path, styles: Sequence[str] = STYLES, kinds: Collection[str] = KINDS.keys()
+) -> None:
+    """Train and test the given kinds and styles into OUT/STYLE/KIND; what is in WORK/collection is not done again.
 
     Each gets the LoRA, its curves and recipe (run.json), the measures of its test (pictures.json) and a sheet of
     samples, one row per strength and seed, the last two rows without the trigger word.
@@ -165,36 +173,47 @@ def write_collection(work: Path, pack: Path, out: Path, styles: Sequence[str] = 
     words, others = choose_words(work)
     known = {word.label for word in (*words, *others)}
     labels = random.Random("collection").sample(sorted(set(icons.words) - known), COUNT)
+    plain = random.Random("reg").sample(sorted(set(icons.words) - known - set(labels)), COUNT)
     home = Home(work / "home")
     for style in styles:
         images = icons.draw(style, labels)
-        for name, kind in KINDS.items():
-            target = out / style / name
-            if (target / "samples.webp").exists():
-                continue
-            target.mkdir(parents=True, exist_ok=True)
+        for name in kinds:
+            kind, target = KINDS[name], out / style / name
             folder = work / "collection" / style / name
             pictured = [icons.words[label] for label in labels[: kind.count]]
             write_dataset(folder / "dataset", images[: kind.count], pictured, caption_of(kind, style))
+            if kind.regularization:
+                drawn = on_white(np.stack([icons.plain[label] for label in plain]))
+                pictured = [icons.words[label] for label in plain]
+                write_dataset(folder / "regularization", drawn, pictured, without_trigger)
             base = pack / "base"
             if kind.prediction is not None:
                 base = claim_prediction_type(base, work / "collection" / kind.prediction, kind.prediction)
-            lora, events, recipe = train(folder, kind, base=base, home=home)
+            lora, record = train_once(folder, kind, base=base, home=home)
+            target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(lora, target / "lora.safetensors")
             made = {"style": style, "kind": name, "verdicts": kind.verdicts, "changes": changes_of(kind)}
-            record = {**made, "recipe": recipe, **curves_of(events)}
-            (target / "run.json").write_text(json.dumps(record) + "\n", "utf-8")
-            tested = draw_and_measure(
-                lora, pack / "base", words[:PROMPTS], work / "collection" / "sweeps" / f"{style}-{name}", home
-            )
+            (target / "run.json").write_text(json.dumps(made | record) + "\n", "utf-8")
+            tested = draw_and_measure(lora, pack / "base", words[:PROMPTS], folder / "test", home)
             progress.write_json(rows_of(tested), target / "pictures.json")
             sample_sheet(tested.cells, words[:PROMPTS]).save(target / "samples.webp", quality=QUALITY)
             progress.log(f"collection: {style}, {name}: {len(record['losses'])} steps")
 
 
+def train_once(folder: Path, kind: Kind, *, base: Path, home: Home) -> tuple[Path, dict[str, Any]]:
+    """Train a LoRA unless FOLDER/trained.json says that it was trained; return its file, and its recipe and curves."""
+    file = folder / "trained.json"
+    if not file.exists():
+        lora, events, recipe = train(folder, kind, base=base, home=home)
+        progress.write_json({"lora": str(lora), "recipe": recipe, **curves_of(events)}, file)
+    record = progress.read_json(file)
+    return Path(record.pop("lora")), record
+
+
 def draw_and_measure(lora: Path, base: Path, words: Sequence[Picture], out: Path, home: Home) -> SweepResult:
-    """Draw and measure a LoRA at all strengths, with prompts with and without the trigger word."""
-    shutil.rmtree(out, ignore_errors=True)
+    """Draw and measure a LoRA at all strengths, with prompts with and without the trigger word, or go on with it."""
+    if JobFolder(out).exists:
+        return cast("SweepResult", api.resume(out, home=home))
     return api.sweep(
         [lora],
         bases=[str(base)],
