@@ -1,4 +1,4 @@
-"""Colour figures of pictures, from small thumbnails: washed-out, grey, burnt and clipped pictures."""
+"""Colours of pictures, from small thumbnails: figures of washed-out, grey, burnt and clipped ones, and histograms."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_studio.measures.distances import mean
+from lora_studio.measures.distances import Vectors, mean, unit_vectors
 from lora_studio.measures.estimate import Estimate, jackknife
 
 # Rec. 709 luma, on the gamma-coded values that screens and eyes work with.
 LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 CLIP = 3 / 255  # from black or white
+LEVELS = 4  # of each channel in a histogram
 
 
 class Colours(NamedTuple):
@@ -43,3 +44,17 @@ def colours(thumbnails: NDArray[np.float32]) -> Colours:
 def mean_colour(figures: NDArray[np.float32]) -> Estimate | None:
     """Return the mean of a colour figure of pictures [prompts, seeds] with its jackknife standard error."""
     return jackknife(lambda prompts, seeds: mean(figures[prompts][:, seeds]), figures.shape)
+
+
+def colour_histograms(thumbnails: NDArray[np.float32]) -> Vectors:
+    """Return joint histograms of red, green and blue as unit vectors: [N, height, width, 3] -> [N, LEVELS ** 3].
+
+    They are the square roots of the shares of the colours, so the cosine distance of two is 1 minus their Bhattacharyya
+    coefficient (Bhattacharyya 1943), which is 0 for the same colours wherever they are in the picture, and 1 if no
+    colour is in both. Features that are trained to name a subject, as a tagger's, hardly differ by colours and style.
+    """
+    levels = (np.asarray(thumbnails) * LEVELS).astype(int).clip(0, LEVELS - 1)
+    colour = levels @ [LEVELS**2, LEVELS, 1]
+    flat = colour.reshape(len(colour), -1)
+    shares = np.stack([np.bincount(row, minlength=LEVELS**3) for row in flat]) / flat.shape[1]
+    return unit_vectors(np.sqrt(shares))

@@ -41,6 +41,12 @@ def distances(first: Vectors, second: Vectors) -> Vectors:
     return found
 
 
+def joined(*vectors: Vectors) -> Vectors:
+    """Return unit vectors of several features side by side: their cosine distance is the mean of the distances."""
+    found: Vectors = np.concatenate(vectors, axis=-1) / np.float32(np.sqrt(len(vectors)))
+    return found
+
+
 def cross_distances(first: Vectors, second: Vectors) -> Vectors:
     """Return the cosine distances [M, N] between unit vectors [M, F] and [N, F]."""
     found: Vectors = np.maximum(1 - first @ second.T, 0)

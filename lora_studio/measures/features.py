@@ -14,8 +14,8 @@ from lora_studio.dataset.tagging.interface import ModelFiles, Prediction
 from lora_studio.dataset.tagging.runner import TaggerRunner
 from lora_studio.errors import StopRequested
 from lora_studio.events import PhaseEvent, Report
-from lora_studio.measures.colours import Colours, colours
-from lora_studio.measures.distances import Vectors, pixel_vectors, unit_vectors
+from lora_studio.measures.colours import Colours, colour_histograms, colours
+from lora_studio.measures.distances import Vectors, joined, pixel_vectors, unit_vectors
 from lora_studio.measures.models import cache_kind
 from lora_studio.measures.thumbnails import ThumbnailModel, as_pixels
 from lora_studio.workspace.project import Home
@@ -38,6 +38,26 @@ class ImageFeatures(NamedTuple):
     def of(cls, files: ModelFiles, predictions: Mapping[Path, Prediction]) -> Self:
         """Return the features of a model's predictions for images."""
         return cls(list(predictions), vectors(files, list(predictions.values())))
+
+
+class ColouredFeatures(NamedTuple):
+    """Images with their features [N, F] as unit vectors, and the same joined with colour histograms [N, F + bins]."""
+
+    paths: list[Path]
+    vectors: Vectors
+    with_colours: Vectors
+
+    @classmethod
+    def of(
+        cls, files: ModelFiles, predictions: Mapping[Path, Prediction], thumbnails: Mapping[Path, Prediction]
+    ) -> Self:
+        """Return the features of a model's predictions for images that have a thumbnail."""
+        paths = [path for path in predictions if path in thumbnails]
+        found = vectors(files, [predictions[path] for path in paths])
+        if not paths:
+            return cls(paths, found, found)
+        copies = as_pixels(np.stack([thumbnails[path].features for path in paths]))
+        return cls(paths, found, joined(found, colour_histograms(copies)))
 
 
 def predictions_of(

@@ -1,4 +1,4 @@
-"""Closeness to the training images and memorisation: how near pictures are to images that the LoRA has seen, or not.
+"""Closeness and likeness to the training images, and memorisation: how near pictures are to images, seen or not.
 
 Features of images are unit vectors [N, F], those of pictures [prompts, seeds, F], of the same model.
 """
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_studio.measures.distances import MIN_DISTANCE, Vectors, cross_distances, mean, mean_pairwise
-from lora_studio.measures.estimate import Estimate, jackknife
+from lora_studio.measures.estimate import Estimate, Indices, jackknife
 
 MIN_IMAGES = 3  # fewer say nothing about how far apart the training images are
+MIN_WAY = 0.02  # distance that the base's pictures must be farther from the images than these are from each other
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,29 @@ def closeness(pictures: Vectors, images: Vectors) -> Estimate | None:
     return jackknife(
         lambda prompts, seeds: apart / max(mean(to_images[prompts][:, seeds]), MIN_DISTANCE), to_images.shape
     )
+
+
+def likeness(pictures: Vectors, base: Vectors, images: Vectors) -> Estimate | None:
+    """Return which part of the way from the base's pictures to the training images the pictures have gone.
+
+    (d(base, images) - d(pictures, images)) / (d(base, images) - d(images, images)), of mean distances: 0 as the base
+    draws the same prompts and seeds, 1 as close to the images as these are to each other. The normalised gain of Hake
+    1998 (American Journal of Physics 66, 64), of distances. None with fewer than MIN_IMAGES images, or if the base's
+    pictures are hardly farther from them than they are from each other: then there is nothing to learn that the
+    features show.
+    """
+    if len(images) < MIN_IMAGES:
+        return None
+    apart = mean_pairwise(images)
+    before, now = (_to_images(vectors, images).mean(axis=-1) for vectors in (base, pictures))
+    if not mean(before) > apart + MIN_WAY:
+        return None
+
+    def statistic(prompts: Indices, seeds: Indices) -> float:
+        off, on = (mean(found[prompts][:, seeds]) for found in (before, now))
+        return (off - on) / max(off - apart, MIN_WAY)
+
+    return jackknife(statistic, now.shape)
 
 
 def nearest_distance(images: Vectors) -> float:

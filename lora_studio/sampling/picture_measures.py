@@ -22,11 +22,11 @@ from lora_studio.measures.adherence import adherence, prompt_tags
 from lora_studio.measures.colours import Colours, mean_colour
 from lora_studio.measures.distances import Vectors
 from lora_studio.measures.estimate import Estimate
-from lora_studio.measures.features import ImageFeatures, ImageFile, predictions_of, thumbnail_colours
+from lora_studio.measures.features import ColouredFeatures, ImageFile, predictions_of, thumbnail_colours
 from lora_studio.measures.models import feature_model
 from lora_studio.measures.response import leakage, trigger_response
 from lora_studio.measures.thumbnails import ThumbnailModel
-from lora_studio.measures.training_images import closeness, memorisation
+from lora_studio.measures.training_images import closeness, likeness, memorisation
 from lora_studio.measures.variety import prompt_variety, seed_variety
 from lora_studio.sampling.cells import CellKey, StrengthGroup, SweepPlan, base_label
 from lora_studio.settings.sample_prompts import TRIGGER
@@ -39,6 +39,8 @@ DIGITS = 4
 class StrengthPictures(BaseModel):
     """The measures of the images of one base, LoRA and strength, each with its standard error; None if not measured.
 
+    `likeness_without` is that of prompts without the trigger word, where there are prompts with it, too.
+
     `nearest` is the training image nearest to an image, `nearest_cell` the file of that image, below the sweep's
     folder, and `nearest_ratio` their distance: the lowest of all images.
     """
@@ -50,6 +52,8 @@ class StrengthPictures(BaseModel):
     strength: float
     trigger_response: Measured | None = None
     leakage: Measured | None = None
+    likeness: Measured | None = None
+    likeness_without: Measured | None = None
     closeness: Measured | None = None
     validation_closeness: Measured | None = None
     memorisation: Measured | None = None
@@ -111,10 +115,12 @@ def measure_pictures(
         predicted(files, drawn, generated=True),
         predicted(ThumbnailModel(), drawn, generated=True),
     )
-    known = [
-        tuple(ImageFeatures.of(files, predicted(files, images, generated=False)) for images in pair)
-        for pair in zip(training, validation, strict=True)
-    ]
+
+    def features(images: Sequence[ImageFile]) -> ColouredFeatures:
+        found, thumbnails = (predicted(model, images, generated=False) for model in (files, ThumbnailModel()))
+        return ColouredFeatures.of(files, found, thumbnails)
+
+    known = [tuple(features(images) for images in pair) for pair in zip(training, validation, strict=True)]
     rows = []
     for group in plan.strength_groups():
         own, held_out = known[group.lora - 1] if group.lora else (None, None)
@@ -134,9 +140,9 @@ class _Pictures:
     thumbnails: Mapping[Path, Prediction]
 
     @cached_property
-    def features(self) -> ImageFeatures:
+    def features(self) -> ColouredFeatures:
         """The features of all images."""
-        return ImageFeatures.of(self.files, self.predictions)
+        return ColouredFeatures.of(self.files, self.predictions, self.thumbnails)
 
     @cached_property
     def colours(self) -> Colours:
@@ -151,7 +157,11 @@ class _Pictures:
 
     def vectors(self, keys: Sequence[Sequence[CellKey]]) -> Vectors:
         """Return the features [prompts, seeds, F] of cells; NaN for those that do not exist."""
-        return self._at(keys, list(self.predictions), self.features.vectors)
+        return self._at(keys, self.features.paths, self.features.vectors)
+
+    def with_colours(self, keys: Sequence[Sequence[CellKey]]) -> Vectors:
+        """Return the features with colour histograms [prompts, seeds, F + bins] of cells; NaN for those missing."""
+        return self._at(keys, self.features.paths, self.features.with_colours)
 
     def colour(self, keys: Sequence[Sequence[CellKey]], name: str) -> Vectors:
         """Return a colour figure [prompts, seeds] of cells."""
@@ -176,8 +186,8 @@ class _Pictures:
 def _row(
     pictures: _Pictures,
     group: StrengthGroup,
-    training: ImageFeatures | None,
-    validation: ImageFeatures | None,
+    training: ColouredFeatures | None,
+    validation: ColouredFeatures | None,
     folder: Path,
 ) -> StrengthPictures:
     """Return the measures of one strength; of prompts with the trigger word, if there are any."""
@@ -199,6 +209,9 @@ def _row(
         found["adherence"] = adherence(pictures.confidences(keys), tags)
     nearest: dict[str, Path | float] = {}
     if training is not None and validation is not None:
+        sides = {"likeness": about, "likeness_without": without if with_trigger else []}
+        for name, prompts in sides.items() if group.strength else ():
+            found[name] = _likeness(pictures, group, prompts, training)
         found["closeness"] = closeness(shown, training.vectors)
         found["validation_closeness"] = closeness(shown, validation.vectors)
         if (copies := memorisation(shown, training.vectors)) is not None:
@@ -217,6 +230,17 @@ def _row(
         **{name: _measured(estimate) for name, estimate in found.items()},
         **nearest,
     )
+
+
+def _likeness(
+    pictures: _Pictures, group: StrengthGroup, prompts: Sequence[str], training: ColouredFeatures
+) -> Estimate | None:
+    if not prompts:
+        return None
+    shown, base = (
+        pictures.with_colours(pictures.keys(group, prompts, base_alone=base_alone)) for base_alone in (False, True)
+    )
+    return likeness(shown, base, training.with_colours)
 
 
 def _trigger_response(pictures: _Pictures, group: StrengthGroup, pairs: Sequence[tuple[str, str]]) -> Estimate | None:

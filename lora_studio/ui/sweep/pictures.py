@@ -53,6 +53,18 @@ MEASURES: Mapping[str, Described] = {
         "strength 0, and prompts with and without {trigger}",
         percent=True,
     ),
+    "likeness": Described(
+        "Likeness to the training images",
+        "With the trigger word, pictures have gone {now} of the way from the base's to the training images.",
+        "strength 0, and a LoRA that was trained on this machine",
+        percent=True,
+    ),
+    "likeness_without": Described(
+        "Likeness without the trigger word",
+        "Without the trigger word, pictures have gone {now} of the way.",
+        "prompts with and without {trigger}",
+        percent=True,
+    ),
     "closeness": Described(
         "Closeness to the training images",
         "Closeness {now}; without the LoRA {off}. At 1 a picture could be one of the training images.",

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from lora_studio.measures.colours import Colours, colours, mean_colour
+from lora_studio.measures.colours import Colours, colour_histograms, colours, mean_colour
+from lora_studio.measures.distances import distances
 from lora_studio.measures.thumbnails import SIDE, ThumbnailModel, as_pixels
 
 
@@ -50,3 +51,23 @@ def test_a_missing_picture_is_left_out() -> None:
     found = mean_colour(colours(pixels).clipped)
     assert found is not None
     assert found.value == 1
+
+
+def test_histograms_compare_colours_wherever_they_are() -> None:
+    red, blue = ([*np.eye(3)[channel]] for channel in (0, 2))
+    left, right = np.array([[red, red, blue, blue]] * 4), np.array([[blue, red, blue, red]] * 4)
+    other = np.zeros((4, 4, 3))
+    found = colour_histograms(np.stack([left, right, other]).astype(np.float32))
+    assert found.shape == (3, 64)
+    assert np.linalg.norm(found, axis=-1) == pytest.approx(1)
+    assert distances(found[0], found[1]) == pytest.approx(0, abs=1e-6)
+    assert distances(found[0], found[2]) == pytest.approx(1)
+
+
+@given(st.floats(0, 1))
+def test_the_distance_of_histograms_is_one_minus_their_bhattacharyya_coefficient(share: float) -> None:
+    count = round(share * 16)
+    pixels = np.zeros((2, 4, 4, 3), np.float32)
+    pixels[1].reshape(-1, 3)[:count] = 1
+    found = colour_histograms(pixels)
+    assert distances(found[0], found[1]) == pytest.approx(1 - np.sqrt(1 - count / 16), abs=1e-6)

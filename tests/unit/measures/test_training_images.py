@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_studio.measures.training_images import closeness, memorisation
+from lora_studio.measures.training_images import closeness, likeness, memorisation
 from tests.support.features import at_angles, distance
 
 IMAGES = at_angles([0, 20, 40, 60])
@@ -25,6 +25,19 @@ def test_pictures_drawn_like_the_images_are_about_as_close_as_these_are() -> Non
     assert other is not None
     assert same.value == pytest.approx(1, abs=0.1)
     assert other.value < 0.5
+
+
+def test_half_of_the_way_is_half_of_the_likeness() -> None:
+    images, base = at_angles([0.0, 0.0, 0.0]), at_angles([[90.0]])
+    half = np.degrees(np.arccos(0.5))
+    found = likeness(at_angles([[half]]), base, images)
+    assert found is not None
+    assert found == (pytest.approx(0.5, abs=1e-4), None)
+
+
+def test_a_base_that_draws_such_images_already_has_no_way_to_go() -> None:
+    assert likeness(at_angles([[0.0]]), at_angles([[30.0]]), at_angles([0.0, 60.0, 0.0])) is None
+    assert likeness(at_angles([[0.0]]), at_angles([[120.0]]), IMAGES[:2]) is None
 
 
 @given(PICTURES)

@@ -97,6 +97,21 @@ def test_a_lora_that_ignores_the_prompt_leaks_and_has_no_variety(run: Path, home
     assert found.trigger_response[0] == pytest.approx(0, abs=1e-3)
 
 
+def test_likeness_tells_prompts_with_the_trigger_word_from_those_without(run: Path, home: Home, tmp_path: Path) -> None:
+    """Training images are noise, which has all colours; the base draws grey, which has one."""
+
+    def draw(key: CellKey) -> np.ndarray:
+        grey = np.full((SIDE, SIDE, 3), 0.5)
+        return noise(key.prompt, key.seed) if key.strength == 1 and "inkstamp" in key.prompt else grey
+
+    found = measured(draw, run, home, tmp_path).rows
+    assert [row.likeness_without for row in found[1:]] == [(0, 0), (0, 0)]
+    assert found[0].likeness is None
+    assert found[1].likeness == (0, 0)
+    assert found[2].likeness is not None
+    assert found[2].likeness[0] == pytest.approx(1, abs=0.05)
+
+
 def test_a_memorised_image_is_named_with_the_cell_that_copies_it(run: Path, home: Home, tmp_path: Path) -> None:
     def copies(key: CellKey) -> np.ndarray:
         copied = key.strength == 1 and key.seed == 2 and key.prompt == "inkstamp, house"
