@@ -14,6 +14,7 @@ from lora_studio.workspace.job_folder import DATASET_FILE
 
 HASH_DIGITS = 12
 MAX_CACHED = 1024
+CAPTIONS_TO_TEST = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,26 @@ def image_files(run: Path, image_set: str) -> list[tuple[Path, str]]:
         return [(Path(record["path"]), record["sha256"]) for record in records if record["set"] == image_set]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def training_captions(run: Path) -> list[str]:
+    """Return the different captions of a run's training images in their order, without empty ones.
+
+    Empty if the record is damaged.
+    """
+    try:
+        records = map(json.loads, (run / DATASET_FILE).read_text("utf-8").splitlines())
+        found = dict.fromkeys(record["caption"] for record in records if record["set"] == "train")
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [caption for caption in found if caption]
+
+
+def captions_to_test(run: Path) -> list[str]:
+    """Return CAPTIONS_TO_TEST captions of a run's training images, from all over the set."""
+    captions = training_captions(run)
+    step = max(1, len(captions) // CAPTIONS_TO_TEST)
+    return captions[::step][:CAPTIONS_TO_TEST]
 
 
 def image_changes(data: RunData, before: RunData) -> str:

@@ -63,5 +63,9 @@ BURNT_CLIPPED, BURNT_SATURATION = 0.25, 1.6
 MIN_TRIGGER_RESPONSE = 1.5
 # Above this leakage, prompts without the trigger word change nearly as those with it.
 MAX_LEAKAGE = 0.7
+# Likeness to the training images: below the first, hardly anything was learned; below the second, too little of it
+# answers to the trigger word. Without the trigger word, over that with it: above, the concept shows in any prompt.
+MIN_LIKENESS, GOOD_LIKENESS = 0.2, 0.5
+MAX_LIKENESS_WITHOUT = 0.5
 # Variety over seeds, over that without the LoRA: a character is drawn less freely than what the base makes up.
 MIN_KEPT_VARIETY = 0.4

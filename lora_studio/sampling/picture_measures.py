@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -17,7 +17,7 @@ from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.dataset.tagging.interface import ModelFiles, Prediction
 from lora_studio.dataset.tagging.selection import confidence_by_tag
 from lora_studio.events import Measured, Report
-from lora_studio.ledger.data import image_files
+from lora_studio.ledger.data import image_files, training_captions
 from lora_studio.measures.adherence import adherence, prompt_tags
 from lora_studio.measures.colours import Colours, mean_colour
 from lora_studio.measures.distances import Vectors
@@ -39,7 +39,8 @@ DIGITS = 4
 class StrengthPictures(BaseModel):
     """The measures of the images of one base, LoRA and strength, each with its standard error; None if not measured.
 
-    `likeness_without` is that of prompts without the trigger word, where there are prompts with it, too.
+    `likeness_without` is that of prompts without the trigger word, where there are prompts with it, too, and
+    `caption_likeness` that of prompts that are captions of the training images.
 
     `nearest` is the training image nearest to an image, `nearest_cell` the file of that image, below the sweep's
     folder, and `nearest_ratio` their distance: the lowest of all images.
@@ -54,6 +55,7 @@ class StrengthPictures(BaseModel):
     leakage: Measured | None = None
     likeness: Measured | None = None
     likeness_without: Measured | None = None
+    caption_likeness: Measured | None = None
     closeness: Measured | None = None
     validation_closeness: Measured | None = None
     memorisation: Measured | None = None
@@ -121,11 +123,13 @@ def measure_pictures(
         return ColouredFeatures.of(files, found, thumbnails)
 
     known = [tuple(features(images) for images in pair) for pair in zip(training, validation, strict=True)]
+    captions = [frozenset() if run is None else frozenset(training_captions(run)) for run in runs]
     rows = []
     for group in plan.strength_groups():
         own, held_out = known[group.lora - 1] if group.lora else (None, None)
+        prompts = _Prompts.of(plan, group, captions[group.lora - 1] if group.lora else frozenset().union(*captions))
         if any(key in cells for key in group.cells):
-            rows.append(_row(pictures, group, own, held_out, folder))
+            rows.append(_row(pictures, group, prompts, own, held_out, folder))
     return PictureMeasures(features=files.name, images=len(hashes), rows=rows)
 
 
@@ -186,18 +190,21 @@ class _Pictures:
 def _row(
     pictures: _Pictures,
     group: StrengthGroup,
+    prompts: _Prompts,
     training: ColouredFeatures | None,
     validation: ColouredFeatures | None,
     folder: Path,
 ) -> StrengthPictures:
-    """Return the measures of one strength; of prompts with the trigger word, if there are any."""
-    with_trigger, without, pairs = _prompts(pictures.plan, group)
-    about = with_trigger or without
+    """Return the measures of one strength; of prompts with the trigger word, if there are any.
+
+    Captions of training images are apart: a LoRA should draw what is in the image, so they tell nothing about copies.
+    """
+    about = prompts.with_trigger or prompts.without or prompts.captions
     keys, bare = pictures.keys(group, about), pictures.keys(group, about, base_alone=True)
     shown, base = pictures.vectors(keys), pictures.vectors(bare)
     found: dict[str, Estimate | None] = {
-        "trigger_response": _trigger_response(pictures, group, pairs),
-        "leakage": _leakage(pictures, group, with_trigger, without),
+        "trigger_response": _trigger_response(pictures, group, prompts.pairs),
+        "leakage": _leakage(pictures, group, prompts.with_trigger, prompts.without),
         "seed_variety": seed_variety(shown, base),
         "prompt_variety": prompt_variety(shown, base),
         **{name: mean_colour(pictures.colour(keys, name)) for name in Colours._fields},
@@ -209,9 +216,13 @@ def _row(
         found["adherence"] = adherence(pictures.confidences(keys), tags)
     nearest: dict[str, Path | float] = {}
     if training is not None and validation is not None:
-        sides = {"likeness": about, "likeness_without": without if with_trigger else []}
-        for name, prompts in sides.items() if group.strength else ():
-            found[name] = _likeness(pictures, group, prompts, training)
+        sides = {
+            "likeness": about,
+            "likeness_without": prompts.without if prompts.with_trigger else [],
+            "caption_likeness": prompts.captions,
+        }
+        for name, texts in sides.items() if group.strength else ():
+            found[name] = _likeness(pictures, group, texts, training)
         found["closeness"] = closeness(shown, training.vectors)
         found["validation_closeness"] = closeness(shown, validation.vectors)
         if (copies := memorisation(shown, training.vectors)) is not None:
@@ -263,18 +274,37 @@ def _leakage(
     return leakage(*own, *base)
 
 
-def _prompts(plan: SweepPlan, group: StrengthGroup) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """Return the filled-in prompts with the trigger word, those without it, and pairs that differ by it alone."""
-    filled = dict(zip(plan.templates, plan.prompts(group.base, group.lora), strict=True))
-    has_trigger = bool(_trigger_word(plan, group))
-    with_trigger = [text for text in filled if has_trigger and TRIGGER in text]
-    without = {_tags(text): text for text in filled if TRIGGER not in text}
-    pairs = [
-        (filled[text], filled[without[_tags(text)]])
-        for text in with_trigger
-        if _tags(text) in without and group.strength
-    ]
-    return [filled[text] for text in with_trigger], [filled[text] for text in without.values()], pairs
+@dataclass(frozen=True)
+class _Prompts:
+    """The filled-in prompts of a strength by what they tell; each is in one list.
+
+    `pairs` have one with and one without the trigger word that do not differ otherwise.
+    """
+
+    with_trigger: list[str]
+    without: list[str]
+    captions: list[str]
+    pairs: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, plan: SweepPlan, group: StrengthGroup, captions: Collection[str]) -> _Prompts:
+        """Sort the prompts of a strength; `captions` are those of the training images."""
+        filled = dict(zip(plan.templates, plan.prompts(group.base, group.lora), strict=True))
+        has_trigger = bool(_trigger_word(plan, group))
+        known = {text: prompt for text, prompt in filled.items() if prompt in captions}
+        with_trigger = [text for text in filled if has_trigger and TRIGGER in text and text not in known]
+        without = {_tags(text): text for text in filled if TRIGGER not in text and text not in known}
+        pairs = [
+            (filled[text], filled[without[_tags(text)]])
+            for text in with_trigger
+            if _tags(text) in without and group.strength
+        ]
+        return cls(
+            [filled[text] for text in with_trigger],
+            [filled[text] for text in without.values()],
+            list(known.values()),
+            pairs,
+        )
 
 
 def _tags(template: str) -> tuple[str, ...]:

@@ -14,8 +14,11 @@ from lora_studio.planning.picture_signs import TestCode
 from lora_studio.planning.verdict_limits import (
     COPY_RATIO,
     COPY_RATIO_OF_THUMBNAILS,
+    GOOD_LIKENESS,
     MAX_LEAKAGE,
+    MAX_LIKENESS_WITHOUT,
     MIN_KEPT_VARIETY,
+    MIN_LIKENESS,
     MIN_TRIGGER_RESPONSE,
     STANDARD_ERRORS_OF_PICTURES,
     WASHED_OUT_CONTRAST,
@@ -58,10 +61,10 @@ class CheckpointAdvice(BaseModel):
 def recommend_strength(rows: Sequence[StrengthPictures], features: str) -> StrengthAdvice:
     """Return the lowest strength whose effect is within one standard error of the best one, without copies or collapse.
 
-    The effect is the closeness to the training images, of which more than 1 is not better, or, if they are not known,
-    the trigger response. The one-standard-error rule is that of Breiman et al. 1984 (Classification and Regression
-    Trees, section 3.4.3): the simplest choice that is not worse beyond chance. Without a standard error, as with one
-    prompt and seed, nothing is recommended.
+    The effect is the likeness to the training images, of which more than 1 is not better; if it is not known, the
+    closeness, or else the trigger response. The one-standard-error rule is that of Breiman et al. 1984
+    (Classification and Regression Trees, section 3.4.3): the simplest choice that is not worse beyond chance. Without a
+    standard error, as with one prompt and seed, nothing is recommended.
     """
     known = sorted((row for row in rows if row.strength > 0), key=lambda row: row.strength)
     choice = _first_within_error([(f"{row.strength:g}", row) for row in known], features)
@@ -150,12 +153,38 @@ def judge_lora(rows: Sequence[StrengthPictures], features: str) -> Verdict:
         return _verdict(
             "overtrained", f"{at} the variety over seeds is {_text(now.seed_variety)} of that without the LoRA."
         )
+    strength = recommend_strength(rows, features).strength
+    usable = next((row for row in strong if row.strength == strength), now)
+    return _by_response(now) if usable.likeness is None else _by_likeness(usable)
+
+
+def _by_likeness(row: StrengthPictures) -> Verdict:
+    """Judge the images of one strength by how far they have gone to the training images, by kind of prompt."""
+    likeness, without, captions = row.likeness, row.likeness_without, row.caption_likeness
+    assert likeness is not None
+    evidence = f"At {row.strength:g} the images have gone {_percent(likeness)} of the way to the training images"
+    if without is not None:
+        evidence += f", without the trigger word {_percent(without)}"
+    evidence += "."
+    if likeness[1] is None:
+        return _verdict("unclear", f"{evidence} That is of one image: add seeds and prompts.")
+    if without is not None and _lower(without) > max(MAX_LIKENESS_WITHOUT * likeness[0], MIN_LIKENESS):
+        return _verdict("leaks", evidence)
+    if _upper(likeness) >= GOOD_LIKENESS:
+        return _verdict("good" if _lower(likeness) > MIN_LIKENESS else "unclear", evidence)
+    if captions is not None and _lower(captions) > max(likeness[0], MIN_LIKENESS):
+        return _verdict("trigger_weak", f"{evidence} With captions of the training images it is {_percent(captions)}.")
+    return _verdict("undertrained", evidence)
+
+
+def _by_response(now: StrengthPictures) -> Verdict:
+    """Judge by leakage and trigger response, where the training images are not known."""
+    at = f"At {now.strength:g}"
     if now.leakage is not None and _lower(now.leakage) > MAX_LEAKAGE:
         return _verdict(
             "leaks",
             f"{at} prompts without the trigger word change {_text(now.leakage)} times as much as those with it.",
         )
-    closer = _gain(now, off)
     response = now.trigger_response
     if response is None or response[1] is None:
         missing = "was not measured" if response is None else "is of one picture"
@@ -164,7 +193,7 @@ def judge_lora(rows: Sequence[StrengthPictures], features: str) -> Verdict:
         )
     evidence = f"{at} the trigger response is {_text(response)}."
     if _upper(response) < MIN_TRIGGER_RESPONSE:
-        return _verdict("trigger_weak" if closer else "undertrained", evidence)
+        return _verdict("undertrained", evidence)
     return _verdict("good" if _lower(response) > 1 else "unclear", evidence)
 
 
@@ -196,7 +225,7 @@ def _first_within_error(rows: Sequence[tuple[str, StrengthPictures]], features: 
     if not effects:
         if damaged and rows:
             return "all copy a training image or draw the same picture"
-        return "neither closeness nor trigger response was measured"
+        return "neither likeness, closeness nor trigger response was measured"
     best_name, _, best, error = max(effects, key=lambda effect: effect[2])
     if error is None:
         return "with one prompt and one seed the difference may be chance, so add seeds"
@@ -212,16 +241,8 @@ def _by_strength(rows: Sequence[StrengthPictures], lora: str, base: str) -> dict
 
 
 def _effect(row: StrengthPictures) -> Measured | None:
-    if row.closeness is not None:
-        return min(row.closeness[0], 1.0), row.closeness[1]
-    return row.trigger_response
-
-
-def _gain(now: StrengthPictures, off: StrengthPictures | None) -> bool:
-    """Return whether the images are closer to the training images than without the LoRA, beyond the error."""
-    if off is None or off.closeness is None or now.closeness is None:
-        return False
-    return _lower(now.closeness) > _upper(off.closeness)
+    measured = row.likeness or row.closeness
+    return row.trigger_response if measured is None else (min(measured[0], 1.0), measured[1])
 
 
 def _upper(measured: Measured) -> float:
@@ -237,6 +258,11 @@ def _text(measured: Measured | None) -> str:
         return "unknown"
     value, error = measured
     return f"{value:.2f}" if error is None else f"{value:.2f} \N{PLUS-MINUS SIGN} {error:.2f}"
+
+
+def _percent(measured: Measured) -> str:
+    value, error = measured
+    return f"{value:.0%}" if error is None else f"{value:.0%} \N{PLUS-MINUS SIGN} {error:.0%}"
 
 
 class _Words(NamedTuple):
@@ -258,7 +284,7 @@ _WORDS: dict[TestCode, _Words] = {
     ),
     "leaks": _Words(
         "It shows without the trigger word, too",
-        "Lower the text encoder's learning rate. A style may do so on purpose.",
+        "Train with regularisation images, captioned without the trigger word. A style may do so on purpose.",
         "warn",
     ),
     "memorised": _Words(

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from lora_studio.settings.choices import LoraKind
 
 WITHOUT_TRIGGER = "Without the trigger word"
+CAPTIONS = "Training captions"  # of the run that the tested LoRA is from
 PROMPT_SETS: Mapping[LoraKind, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         LoraKind.CHARACTER: {

@@ -18,6 +18,7 @@ from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.ingest.importers import import_paths
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.event_recorder import Listener
+from lora_studio.ledger.data import captions_to_test
 from lora_studio.models.catalogue import find_base
 from lora_studio.planning.presets import load_preset
 from lora_studio.planning.project_plan import load_plan
@@ -314,7 +315,7 @@ class _Making:
             result = api.sweep(
                 [chosen_lora(run)],
                 bases=[self.info.base],
-                prompts=self.options.prompts or prompts_to_test(self.info),
+                prompts=self.options.prompts or [*prompts_to_test(self.info), *captions_to_test(run)],
                 trigger_word=self.info.trigger_word,
                 seeds=self.options.seeds,
                 out=folder,

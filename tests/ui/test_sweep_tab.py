@@ -193,6 +193,20 @@ def test_a_base_that_does_not_exist_is_an_error_before_anything_is_drawn(
     assert started == []
 
 
+def test_captions_of_the_selected_lora_are_added_with_one_click(project: Project, interface: Interface) -> None:
+    run = project.runs()[0].path
+    captions = [f"inkstamp, {subject}" for subject in ("cat", "dog", "apple", "house", "tree", "face", "car")]
+    records = [{"set": "train", "caption": caption, "path": "x.png", "sha256": "0"} for caption in ["", *captions]]
+    interface.open_project("ink")
+    lora = ["001-ink/ink.safetensors"]
+    added = interface.call(SweepTab.add_prompts, pick="Training captions", test_loras=lora)
+    assert error_code(added["test_notice"]) == "no_training_captions"
+    (run / "dataset.jsonl").write_text("\n".join(map(json.dumps, records)), "utf-8")
+    shown = interface.call(SweepTab.add_prompts, pick="Training captions", test_loras=lora)
+    lines = shown["test_prompts"]["value"].splitlines()
+    assert lines[len(PROMPTS) :] == ["inkstamp, cat", "inkstamp, apple", "inkstamp, tree"]
+
+
 def test_the_number_of_images_is_updated(project: Project, interface: Interface) -> None:
     interface.open_project("ink")
     shown = interface.call(SweepTab.update_cell_count, test_strengths="0, 0.7, 1")

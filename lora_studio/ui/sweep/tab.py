@@ -9,11 +9,13 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.errors import ConfigError, InputError, StudioError
+from lora_studio.ledger.data import captions_to_test
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.locate import resolve_base
 from lora_studio.settings.declare import split_lines
 from lora_studio.settings.job_specs import SweepJob
-from lora_studio.settings.prompt_sets import prompts_of_set
+from lora_studio.settings.prompt_sets import CAPTIONS, prompts_of_set
+from lora_studio.sharing.facts import run_of
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.roles import Role, allowed, require_owner
 from lora_studio.ui.server import Mode
@@ -210,15 +212,30 @@ class SweepTab:
 
     @allowed(Role.VISITOR)
     def add_prompts(self, page: SweepPage, pick: object) -> SweepState:
-        """Add a set of prompts for the project's kind to those of the form."""
-        try:
-            added = prompts_of_set(page.project.info().kind, str(pick))
-        except KeyError as error:
-            raise InputError(
-                f"There is no set of prompts {pick!r}.", "Select one of the list.", code="no_set"
-            ) from error
+        """Add a set of prompts for the project's kind, or captions of the training images, to those of the form."""
+        if pick == CAPTIONS:
+            added = self._captions(page)
+        else:
+            try:
+                added = prompts_of_set(page.project.info().kind, str(pick))
+            except KeyError as error:
+                raise InputError(
+                    f"There is no set of prompts {pick!r}.", "Select one of the list.", code="no_set"
+                ) from error
         prompts = list(dict.fromkeys([*split_lines(str(page.fields["prompts"] or "")), *added]))
         return self._filled(page, SweepForm(page.loras, values={"prompts": prompts}))
+
+    def _captions(self, page: SweepPage) -> list[str]:
+        """Return captions of the training images of the first selected LoRA; raises InputError if there are none."""
+        run = next(filter(None, map(run_of, selected_loras(page.project, page.loras))), None)
+        captions = [] if run is None else captions_to_test(run.path)
+        if not captions:
+            raise InputError(
+                "The captions that the selected LoRA was trained with are not known.",
+                "Select a LoRA of one of this project's runs.",
+                code="no_training_captions",
+            )
+        return captions
 
     def _filled(self, page: SweepPage, form: SweepForm) -> SweepState:
         return replace(page.shown, form=self._counted(page, form))

@@ -10,7 +10,7 @@ from lora_studio.plurals import format_count
 from lora_studio.sampling.cells import SweepPlan, base_label, strength_label
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures
 from lora_studio.settings.choices import LoraKind
-from lora_studio.settings.prompt_sets import PROMPT_SETS
+from lora_studio.settings.prompt_sets import CAPTIONS, PROMPT_SETS
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.sweep.curves import measure_charts
 from lora_studio.ui.widgets.html import (
@@ -120,7 +120,7 @@ def _measure(value: float | None) -> str:
 
 def prompt_sets(kind: LoraKind) -> Markup:
     """Return buttons that add prompts for a kind of LoRA."""
-    return render("sweep/prompt_sets.html", kind=kind.value, sets=PROMPT_SETS[kind])
+    return render("sweep/prompt_sets.html", kind=kind.value, sets=PROMPT_SETS[kind], captions=CAPTIONS)
 
 
 def state_cards(view: SweepView) -> Markup:

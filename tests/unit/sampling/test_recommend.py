@@ -77,8 +77,7 @@ def test_without_training_images_the_trigger_response_decides() -> None:
     ("changes", "code"),
     [
         ({}, "good"),
-        ({"trigger_response": (1.1, 0.1), "closeness": (0.52, 0.02)}, "undertrained"),
-        ({"trigger_response": (1.1, 0.1)}, "trigger_weak"),
+        ({"trigger_response": (1.1, 0.1)}, "undertrained"),
         ({"seed_variety": (0.1, 0.05)}, "overtrained"),
         ({"leakage": (0.95, 0.05)}, "leaks"),
         ({"nearest_ratio": 0.05}, "memorised"),
@@ -88,8 +87,43 @@ def test_without_training_images_the_trigger_response_decides() -> None:
         ({"trigger_response": (1.6, 0.5)}, "unclear"),
     ],
 )
-def test_verdict_by_the_measures_beyond_their_errors(changes: dict[str, Any], code: str) -> None:
+def test_without_training_images_response_and_leakage_decide(changes: dict[str, Any], code: str) -> None:
     assert judge_lora([row(0), row(0.5), row(1, **changes)], "wd14").code == code
+
+
+@pytest.mark.parametrize(
+    ("likeness", "without", "code"),
+    [
+        ((0.8, 0.05), (0.05, 0.02), "good"),
+        ((0.8, 0.05), (0.75, 0.08), "leaks"),
+        ((0.8, 0.05), (0.5, 0.1), "good"),
+        ((0.05, 0.02), (0.02, 0.02), "undertrained"),
+        ((0.05, 0.02), None, "undertrained"),
+        ((0.3, 0.05), (0.05, 0.02), "trigger_weak"),
+        ((0.4, 0.15), (0.05, 0.02), "unclear"),
+        ((0.8, None), (0.05, None), "unclear"),
+    ],
+)
+def test_likeness_with_and_without_the_trigger_word_decides(likeness: Any, without: Any, code: str) -> None:
+    given = {"likeness": likeness, "likeness_without": without, "leakage": (0.95, 0.01), "trigger_response": (1, 0.01)}
+    assert judge_lora([row(0), row(1, **given)], "wd14").code == code
+
+
+def test_it_leaks_only_if_it_does_so_at_the_recommended_strength() -> None:
+    rows = [
+        row(0),
+        row(0.7, likeness=(0.78, 0.05), likeness_without=(0.05, 0.05)),
+        row(1, likeness=(0.8, 0.05), likeness_without=(0.7, 0.05)),
+    ]
+    assert judge_lora(rows, "wd14").code == "good"
+    assert "At 0.7 it is 78% \N{PLUS-MINUS SIGN} 5%" in judge_lora(rows, "wd14").evidence
+    assert judge_lora([rows[0], rows[2]], "wd14").code == "leaks"
+
+
+def test_likeness_decides_on_the_strength_before_closeness() -> None:
+    rows = [row(at, likeness=(value, 0.02)) for at, value in ((0.6, 0.2), (0.8, 0.5), (1.0, 0.9), (1.2, 1.4))]
+    assert recommend_strength(rows, "wd14").strength == 1.2
+    assert recommend_strength([*rows[:2], row(1, likeness=(1.0, 0.02)), rows[3]], "wd14").strength == 1
 
 
 def test_copies_at_an_unusual_strength_are_no_verdict() -> None:
