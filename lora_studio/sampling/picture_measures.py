@@ -18,7 +18,7 @@ from lora_studio.dataset.tagging.interface import ModelFiles, Prediction
 from lora_studio.dataset.tagging.selection import confidence_by_tag
 from lora_studio.events import Measured, Report
 from lora_studio.ledger.data import image_files, training_captions
-from lora_studio.measures.adherence import adherence, prompt_tags
+from lora_studio.measures.adherence import adherence, content_kept, prompt_tags
 from lora_studio.measures.colours import Colours, mean_colour
 from lora_studio.measures.distances import Vectors
 from lora_studio.measures.estimate import Estimate
@@ -61,6 +61,7 @@ class StrengthPictures(BaseModel):
     memorisation: Measured | None = None
     seed_variety: Measured | None = None
     prompt_variety: Measured | None = None
+    content_kept: Measured | None = None
     adherence: Measured | None = None
     contrast: Measured | None = None
     saturation: Measured | None = None
@@ -207,6 +208,7 @@ def _row(
         "leakage": _leakage(pictures, group, prompts.with_trigger, prompts.without),
         "seed_variety": seed_variety(shown, base),
         "prompt_variety": prompt_variety(shown, base),
+        "content_kept": content_kept(shown, base),
         **{name: mean_colour(pictures.colour(keys, name)) for name in Colours._fields},
     }
     if pictures.files.labels:

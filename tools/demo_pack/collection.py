@@ -39,6 +39,7 @@ STRENGTHS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2)  # of the test of each LoRA
 SHOWN_STRENGTHS = (0.0, 0.5, 1.0)  # of them, on the sheets of samples
 SEEDS = (31, 32)
 PROMPTS = 6  # with and without the trigger word
+CAPTIONS = slice(1, 4)  # of the training images, that are prompts, too
 FEATURES = "demo"  # the embedded tagger
 QUALITY = 80  # of the sheets of samples
 
@@ -82,7 +83,7 @@ KINDS: dict[str, Kind] = {
     "weak_trigger": Kind(("trigger_weak",), captions="style named"),
     "undertrained_steps": Kind(("undertrained",), length=0.2),
     "undertrained_rate": Kind(("undertrained",), rate=0.05, length=1),
-    "overtrained_rate": Kind(("overtrained",), rate=10, length=1),
+    "overtrained_rate": Kind(("overtrained",), rate=30, length=1, regularization=False),
     "leaking": Kind(("leaks",), captions="without trigger", length=1, regularization=False),
     "memorising": Kind(("memorised",), count=4, length=1, regularization=False),
     "wrong_prediction": Kind(("wrong_prediction",), prediction="v_prediction", length=1, regularization=False),
@@ -194,7 +195,8 @@ def write_collection(
             shutil.copyfile(lora, target / "lora.safetensors")
             made = {"style": style, "kind": name, "verdicts": kind.verdicts, "changes": changes_of(kind)}
             (target / "run.json").write_text(json.dumps(made | record) + "\n", "utf-8")
-            tested = draw_and_measure(lora, pack / "base", words[:PROMPTS], folder / "test", home)
+            captions = [file.read_text("utf-8") for file in sorted((folder / "dataset").rglob("*.txt"))[CAPTIONS]]
+            tested = draw_and_measure(lora, pack / "base", words[:PROMPTS], captions, folder / "test", home)
             progress.write_json(rows_of(tested), target / "pictures.json")
             sample_sheet(tested.cells, words[:PROMPTS]).save(target / "samples.webp", quality=QUALITY)
             progress.log(f"collection: {style}, {name}: {len(record['losses'])} steps")
@@ -210,14 +212,16 @@ def train_once(folder: Path, kind: Kind, *, base: Path, home: Home) -> tuple[Pat
     return Path(record.pop("lora")), record
 
 
-def draw_and_measure(lora: Path, base: Path, words: Sequence[Picture], out: Path, home: Home) -> SweepResult:
+def draw_and_measure(
+    lora: Path, base: Path, words: Sequence[Picture], captions: Sequence[str], out: Path, home: Home
+) -> SweepResult:
     """Draw and measure a LoRA at all strengths, with prompts with and without the trigger word, or go on with it."""
     if JobFolder(out).exists:
         return cast("SweepResult", api.resume(out, home=home))
     return api.sweep(
         [lora],
         bases=[str(base)],
-        prompts=[text for word in words for text in (f"{{trigger}}, {word.label}", word.label)],
+        prompts=[*(text for word in words for text in (f"{{trigger}}, {word.label}", word.label)), *captions],
         trigger_word=TRIGGER,
         strengths=STRENGTHS,
         seeds=SEEDS,

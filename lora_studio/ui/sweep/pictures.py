@@ -55,7 +55,7 @@ MEASURES: Mapping[str, Described] = {
     ),
     "likeness": Described(
         "Likeness to the training images",
-        "With the trigger word, pictures have gone {now} of the way from the base's to the training images.",
+        "With the trigger word, pictures have gone {now} of the way from the base's pictures to the training images.",
         "strength 0, and a LoRA that was trained on this machine",
         percent=True,
     ),
@@ -63,6 +63,12 @@ MEASURES: Mapping[str, Described] = {
         "Likeness without the trigger word",
         "Without the trigger word, pictures have gone {now} of the way.",
         "prompts with and without {trigger}",
+        percent=True,
+    ),
+    "caption_likeness": Described(
+        "Likeness with training captions",
+        "With captions of the training images, pictures have gone {now} of the way.",
+        "captions of the training images among the prompts",
         percent=True,
     ),
     "closeness": Described(
@@ -88,6 +94,13 @@ MEASURES: Mapping[str, Described] = {
     "prompt_variety": Described(
         "Variety over prompts",
         "Pictures of different prompts differ {now} as much as without the LoRA.",
+        "strength 0, and two prompts",
+        percent=True,
+    ),
+    "content_kept": Described(
+        "Content of the prompt",
+        "Pictures show what the base draws for the same prompt, and not for others, {now} as clearly as without the "
+        "LoRA.",
         "strength 0, and two prompts",
         percent=True,
     ),

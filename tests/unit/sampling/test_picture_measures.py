@@ -112,6 +112,26 @@ def test_likeness_tells_prompts_with_the_trigger_word_from_those_without(run: Pa
     assert found[2].likeness[0] == pytest.approx(1, abs=0.05)
 
 
+def test_captions_of_training_images_are_measured_apart(run: Path, home: Home, tmp_path: Path) -> None:
+    """A caption's images are noise as the training images are; those of other prompts stay grey."""
+    caption = "inkstamp, ink style, tree"
+    records = [json.loads(line) for line in (run / "dataset.jsonl").read_text("utf-8").splitlines()]
+    text = "\n".join(json.dumps(record | {"caption": caption}) for record in records)
+    (run / "dataset.jsonl").write_text(text, "utf-8")
+
+    def draw(key: CellKey) -> np.ndarray:
+        if key.strength and key.prompt == caption:
+            return noise("image", 2)
+        return np.full((SIDE, SIDE, 3), 0.5)
+
+    found = measured(draw, run, home, tmp_path, prompts=[*PROMPTS, caption]).rows[-1]
+    assert found.likeness == found.likeness_without == (0, 0)
+    assert found.caption_likeness is not None
+    assert found.caption_likeness[0] > 0.9
+    assert found.nearest_ratio is not None
+    assert found.nearest_ratio > 0.5  # what a caption draws is no copy
+
+
 def test_a_memorised_image_is_named_with_the_cell_that_copies_it(run: Path, home: Home, tmp_path: Path) -> None:
     def copies(key: CellKey) -> np.ndarray:
         copied = key.strength == 1 and key.seed == 2 and key.prompt == "inkstamp, house"

@@ -92,20 +92,22 @@ def test_without_training_images_response_and_leakage_decide(changes: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("likeness", "without", "code"),
+    ("likeness", "without", "captions", "code"),
     [
-        ((0.8, 0.05), (0.05, 0.02), "good"),
-        ((0.8, 0.05), (0.75, 0.08), "leaks"),
-        ((0.8, 0.05), (0.5, 0.1), "good"),
-        ((0.05, 0.02), (0.02, 0.02), "undertrained"),
-        ((0.05, 0.02), None, "undertrained"),
-        ((0.3, 0.05), (0.05, 0.02), "trigger_weak"),
-        ((0.4, 0.15), (0.05, 0.02), "unclear"),
-        ((0.8, None), (0.05, None), "unclear"),
+        ((0.8, 0.05), (0.05, 0.02), (0.9, 0.05), "good"),
+        ((0.8, 0.05), (0.75, 0.08), None, "leaks"),
+        ((0.8, 0.05), (0.5, 0.1), None, "good"),
+        ((0.05, 0.02), (0.02, 0.02), (0.06, 0.03), "undertrained"),
+        ((0.05, 0.02), None, None, "undertrained"),
+        ((0.3, 0.05), (0.05, 0.02), (0.8, 0.1), "trigger_weak"),
+        ((0.3, 0.05), (0.05, 0.02), (0.8, 0.4), "undertrained"),
+        ((0.4, 0.15), (0.05, 0.02), (0.8, 0.1), "unclear"),
+        ((0.8, None), (0.05, None), None, "unclear"),
     ],
 )
-def test_likeness_with_and_without_the_trigger_word_decides(likeness: Any, without: Any, code: str) -> None:
-    given = {"likeness": likeness, "likeness_without": without, "leakage": (0.95, 0.01), "trigger_response": (1, 0.01)}
+def test_likeness_by_kind_of_prompt_decides(likeness: Any, without: Any, captions: Any, code: str) -> None:
+    measures = {"likeness": likeness, "likeness_without": without, "caption_likeness": captions}
+    given = measures | {"leakage": (0.95, 0.01), "trigger_response": (1, 0.01)}
     assert judge_lora([row(0), row(1, **given)], "wd14").code == code
 
 
@@ -116,7 +118,7 @@ def test_it_leaks_only_if_it_does_so_at_the_recommended_strength() -> None:
         row(1, likeness=(0.8, 0.05), likeness_without=(0.7, 0.05)),
     ]
     assert judge_lora(rows, "wd14").code == "good"
-    assert "At 0.7 it is 78% \N{PLUS-MINUS SIGN} 5%" in judge_lora(rows, "wd14").evidence
+    assert "At 0.7 the images have gone 78% \N{PLUS-MINUS SIGN} 5%" in judge_lora(rows, "wd14").evidence
     assert judge_lora([rows[0], rows[2]], "wd14").code == "leaks"
 
 
