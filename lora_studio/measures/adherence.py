@@ -46,31 +46,28 @@ def content_kept(pictures: Vectors, base: Vectors) -> Estimate | None:
     """Return how much the content of pictures still follows their prompts, relative to the base.
 
     Of features [prompts, seeds, F] as unit vectors, at the same places. With m(x) the mean distance of pictures x to
-    the base's pictures of other prompts, minus that to the base's pictures of their own prompt: m(pictures) / m(base),
-    where a picture of the base is not compared with itself if there are several seeds. 1: as well as without the LoRA.
-    0: the prompt does not matter any more. The margin of image retrieval, whose accuracy is the R-precision of Xu et
-    al. 2018 (AttnGAN, arXiv:1711.10485), here with the base's pictures as queries. None with one prompt.
+    the base's pictures of other prompts, minus that to the base's pictures of their own prompt: m(pictures) / m(base).
+    1: as without the LoRA. 0: the prompt does not matter any more. The margin of image retrieval, whose accuracy is the
+    R-precision of Xu et al. 2018 (AttnGAN, arXiv:1711.10485), here with the base's pictures as queries. None with one
+    prompt.
     """
     if len(pictures) < 2:
         return None
 
     def statistic(prompts: Indices, seeds: Indices) -> float:
         shown, reference = (vectors[prompts][:, seeds] for vectors in (pictures, base))
-        return _margin(shown, reference) / max(_margin(reference, reference, itself=False), MIN_DISTANCE)
+        return _margin(shown, reference) / max(_margin(reference, reference), MIN_DISTANCE)
 
     return jackknife(statistic, pictures.shape[:2])
 
 
-def _margin(pictures: Vectors, reference: Vectors, *, itself: bool = True) -> float:
+def _margin(pictures: Vectors, reference: Vectors) -> float:
     """Return the mean distance to reference pictures of other prompts, minus that to those of the own prompt."""
     prompts, seeds, size = pictures.shape
     between = cross_distances(pictures.reshape(-1, size), reference.reshape(-1, size))
-    number = np.arange(prompts * seeds)
-    own = number[:, None] // seeds == number // seeds
-    other = ~own
-    if not itself and seeds > 1:
-        own &= ~np.eye(len(number), dtype=bool)
-    return mean(between[other]) - mean(between[own])
+    prompt = np.arange(prompts * seeds) // seeds
+    own = prompt[:, None] == prompt
+    return mean(between[~own]) - mean(between[own])
 
 
 def _folded(tag: str) -> str:

@@ -5,6 +5,7 @@ Features of images are unit vectors [N, F], those of pictures [prompts, seeds, F
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,32 @@ def likeness(pictures: Vectors, base: Vectors, images: Vectors) -> Estimate | No
     def statistic(prompts: Indices, seeds: Indices) -> float:
         off, on = (mean(found[prompts][:, seeds]) for found in (before, now))
         return (off - on) / max(off - apart, MIN_WAY)
+
+    return jackknife(statistic, now.shape)
+
+
+def reproduction(pictures: Vectors, base: Vectors, own: Sequence[NDArray[np.intp]], images: Vectors) -> Estimate | None:
+    """Return how far pictures of training captions are from the images of these captions, relative to what is usual.
+
+    Of features [captions, seeds, F]; `own` has the places of the `images` [N, F] with each caption, of which the
+    nearest counts. Usual is the distance of the base's pictures of the same captions, or, if it is lower, the median
+    distance of an image to its own nearest, as in `memorisation`. 0: the LoRA draws its training images; about 1: it
+    draws what the captions say as the base does. A caption is the prompt that brings a memorised image out (Carlini et
+    al. 2023, arXiv:2301.13188, section 4). None with fewer than MIN_IMAGES images.
+    """
+    if len(images) < MIN_IMAGES or not len(pictures):
+        return None
+    apart = nearest_distance(images)
+    now, before = (
+        np.stack(
+            [_to_images(row[None], images[places]).min(axis=-1)[0] for row, places in zip(found, own, strict=True)]
+        )
+        for found in (pictures, base)
+    )
+
+    def statistic(captions: Indices, seeds: Indices) -> float:
+        usual = min(apart, mean(before[captions][:, seeds]))
+        return mean(now[captions][:, seeds]) / max(usual, MIN_DISTANCE)
 
     return jackknife(statistic, now.shape)
 

@@ -17,7 +17,7 @@ from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.dataset.tagging.interface import ModelFiles, Prediction
 from lora_studio.dataset.tagging.selection import confidence_by_tag
 from lora_studio.events import Measured, Report
-from lora_studio.ledger.data import image_files, training_captions
+from lora_studio.ledger.data import captions_by_path, image_files
 from lora_studio.measures.adherence import adherence, content_kept, prompt_tags
 from lora_studio.measures.colours import Colours, mean_colour
 from lora_studio.measures.distances import Vectors
@@ -26,7 +26,7 @@ from lora_studio.measures.features import ColouredFeatures, ImageFile, predictio
 from lora_studio.measures.models import feature_model
 from lora_studio.measures.response import leakage, trigger_response
 from lora_studio.measures.thumbnails import ThumbnailModel
-from lora_studio.measures.training_images import closeness, likeness, memorisation
+from lora_studio.measures.training_images import closeness, likeness, memorisation, reproduction
 from lora_studio.measures.variety import prompt_variety, seed_variety
 from lora_studio.sampling.cells import CellKey, StrengthGroup, SweepPlan, base_label
 from lora_studio.settings.sample_prompts import TRIGGER
@@ -56,6 +56,7 @@ class StrengthPictures(BaseModel):
     likeness: Measured | None = None
     likeness_without: Measured | None = None
     caption_likeness: Measured | None = None
+    reproduction: Measured | None = None
     closeness: Measured | None = None
     validation_closeness: Measured | None = None
     memorisation: Measured | None = None
@@ -124,11 +125,12 @@ def measure_pictures(
         return ColouredFeatures.of(files, found, thumbnails)
 
     known = [tuple(features(images) for images in pair) for pair in zip(training, validation, strict=True)]
-    captions = [frozenset() if run is None else frozenset(training_captions(run)) for run in runs]
+    captions = [{} if run is None else captions_by_path(run) for run in runs]
+    all_captions = {path: caption for found in captions for path, caption in found.items()}
     rows = []
     for group in plan.strength_groups():
         own, held_out = known[group.lora - 1] if group.lora else (None, None)
-        prompts = _Prompts.of(plan, group, captions[group.lora - 1] if group.lora else frozenset().union(*captions))
+        prompts = _Prompts.of(plan, group, captions[group.lora - 1] if group.lora else all_captions)
         if any(key in cells for key in group.cells):
             rows.append(_row(pictures, group, prompts, own, held_out, folder))
     return PictureMeasures(features=files.name, images=len(hashes), rows=rows)
@@ -200,7 +202,7 @@ def _row(
 
     Captions of training images are apart: a LoRA should draw what is in the image, so they tell nothing about copies.
     """
-    about = prompts.with_trigger or prompts.without or prompts.captions
+    about = prompts.with_trigger or prompts.without or list(prompts.captions)
     keys, bare = pictures.keys(group, about), pictures.keys(group, about, base_alone=True)
     shown, base = pictures.vectors(keys), pictures.vectors(bare)
     found: dict[str, Estimate | None] = {
@@ -221,10 +223,11 @@ def _row(
         sides = {
             "likeness": about,
             "likeness_without": prompts.without if prompts.with_trigger else [],
-            "caption_likeness": prompts.captions,
+            "caption_likeness": list(prompts.captions),
         }
         for name, texts in sides.items() if group.strength else ():
             found[name] = _likeness(pictures, group, texts, training)
+        found["reproduction"] = _reproduction(pictures, group, prompts.captions, training)
         found["closeness"] = closeness(shown, training.vectors)
         found["validation_closeness"] = closeness(shown, validation.vectors)
         if (copies := memorisation(shown, training.vectors)) is not None:
@@ -256,6 +259,17 @@ def _likeness(
     return likeness(shown, base, training.with_colours)
 
 
+def _reproduction(
+    pictures: _Pictures, group: StrengthGroup, captions: Mapping[str, Collection[str]], training: ColouredFeatures
+) -> Estimate | None:
+    """Return the measure of captions, given with the paths of their images."""
+    paths = list(map(str, training.paths))
+    own = {text: np.flatnonzero([path in files for path in paths]) for text, files in captions.items()}
+    texts = [text for text, places in own.items() if len(places)]
+    shown, base = (pictures.vectors(pictures.keys(group, texts, base_alone=base_alone)) for base_alone in (False, True))
+    return reproduction(shown, base, [own[text] for text in texts], training.vectors)
+
+
 def _trigger_response(pictures: _Pictures, group: StrengthGroup, pairs: Sequence[tuple[str, str]]) -> Estimate | None:
     if not pairs:
         return None
@@ -280,20 +294,24 @@ def _leakage(
 class _Prompts:
     """The filled-in prompts of a strength by what they tell; each is in one list.
 
-    `pairs` have one with and one without the trigger word that do not differ otherwise.
+    `captions` are those of training images, with the paths of these. `pairs` have one with and one without the trigger
+    word that do not differ otherwise.
     """
 
     with_trigger: list[str]
     without: list[str]
-    captions: list[str]
+    captions: Mapping[str, Collection[str]]
     pairs: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, plan: SweepPlan, group: StrengthGroup, captions: Collection[str]) -> _Prompts:
-        """Sort the prompts of a strength; `captions` are those of the training images."""
+    def of(cls, plan: SweepPlan, group: StrengthGroup, captions: Mapping[str, str]) -> _Prompts:
+        """Sort the prompts of a strength; `captions` are those of the training images by path."""
         filled = dict(zip(plan.templates, plan.prompts(group.base, group.lora), strict=True))
         has_trigger = bool(_trigger_word(plan, group))
-        known = {text: prompt for text, prompt in filled.items() if prompt in captions}
+        images: dict[str, set[str]] = {}
+        for path, caption in captions.items():
+            images.setdefault(caption, set()).add(path)
+        known = {text: images[prompt] for text, prompt in filled.items() if prompt in images}
         with_trigger = [text for text in filled if has_trigger and TRIGGER in text and text not in known]
         without = {_tags(text): text for text in filled if TRIGGER not in text and text not in known}
         pairs = [
@@ -304,7 +322,7 @@ class _Prompts:
         return cls(
             [filled[text] for text in with_trigger],
             [filled[text] for text in without.values()],
-            list(known.values()),
+            {filled[text]: paths for text, paths in known.items()},
             pairs,
         )
 

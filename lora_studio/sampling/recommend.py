@@ -17,8 +17,10 @@ from lora_studio.planning.verdict_limits import (
     GOOD_LIKENESS,
     MAX_LEAKAGE,
     MAX_LIKENESS_WITHOUT,
+    MIN_CONTENT_KEPT,
     MIN_KEPT_VARIETY,
     MIN_LIKENESS,
+    MIN_REPRODUCTION,
     MIN_TRIGGER_RESPONSE,
     STANDARD_ERRORS_OF_PICTURES,
     WASHED_OUT_CONTRAST,
@@ -153,28 +155,57 @@ def judge_lora(rows: Sequence[StrengthPictures], features: str) -> Verdict:
         return _verdict(
             "overtrained", f"{at} the variety over seeds is {_text(now.seed_variety)} of that without the LoRA."
         )
+    if _surely_below(now.content_kept, MIN_CONTENT_KEPT):
+        return _verdict(
+            "overtrained", f"{at} {_percent(now.content_kept)} of what the prompts say is left, whatever they say."
+        )
+    if _surely_below(now.reproduction, MIN_REPRODUCTION):
+        return _verdict(
+            "memorised",
+            f"{at}, images of training captions are {_percent(now.reproduction)} as far from their own training images "
+            "as usual.",
+        )
+    if now.likeness is None:
+        return _by_response(now)
     strength = recommend_strength(rows, features).strength
-    usable = next((row for row in strong if row.strength == strength), now)
-    return _by_response(now) if usable.likeness is None else _by_likeness(usable)
+    return _by_likeness(now, next((row for row in strong if row.strength == strength), now))
 
 
-def _by_likeness(row: StrengthPictures) -> Verdict:
-    """Judge the images of one strength by how far they have gone to the training images, by kind of prompt."""
-    likeness, without, captions = row.likeness, row.likeness_without, row.caption_likeness
-    assert likeness is not None
-    evidence = f"At {row.strength:g} the images have gone {_percent(likeness)} of the way to the training images"
-    if without is not None:
-        evidence += f", without the trigger word {_percent(without)}"
-    evidence += "."
-    if likeness[1] is None:
-        return _verdict("unclear", f"{evidence} That is of one image: add seeds and prompts.")
-    if without is not None and _lower(without) > max(MAX_LIKENESS_WITHOUT * likeness[0], MIN_LIKENESS):
-        return _verdict("leaks", evidence)
-    if _upper(likeness) >= GOOD_LIKENESS:
-        return _verdict("good" if _lower(likeness) > MIN_LIKENESS else "unclear", evidence)
-    if captions is not None and _lower(captions) > max(likeness[0], MIN_LIKENESS):
-        return _verdict("trigger_weak", f"{evidence} With captions of the training images it is {_percent(captions)}.")
-    return _verdict("undertrained", evidence)
+def _by_likeness(now: StrengthPictures, recommended: StrengthPictures) -> Verdict:
+    """Judge how far the images have gone to the training images by kind of prompt, at 1 and the recommended strength.
+
+    What shows without the trigger word is judged at the recommended strength, at which the LoRA will be used.
+    """
+    likeness, captions = now.likeness, now.caption_likeness
+    if likeness is None or likeness[1] is None:
+        return _verdict("unclear", f"{_way(now)} That is of one image: add seeds and prompts.")
+    without = recommended.likeness_without
+    if without is not None and recommended.likeness is not None:
+        limit = max(MAX_LIKENESS_WITHOUT * recommended.likeness[0], MIN_LIKENESS)
+        if _lower(without) > limit:
+            return _verdict("leaks", _way(recommended))
+    if captions is not None and _lower(captions) > max(_upper(likeness), MIN_LIKENESS):
+        return _verdict("trigger_weak", f"{_way(now)} With captions of the training images it is {_percent(captions)}.")
+    known = [row for row in (recommended, now) if row.likeness is not None]
+    good = next((row for row in known if _is_good(row)), None)
+    if good is None and all(_upper(row.likeness) < GOOD_LIKENESS for row in known if row.likeness):
+        return _verdict("undertrained", _way(now))
+    return _verdict("unclear" if good is None else "good", _way(good or now))
+
+
+def _is_good(row: StrengthPictures) -> bool:
+    return row.likeness is not None and row.likeness[0] >= GOOD_LIKENESS and _lower(row.likeness) > MIN_LIKENESS
+
+
+def _way(row: StrengthPictures) -> str:
+    text = f"At {row.strength:g} the images have gone {_percent(row.likeness)} of the way to the training images"
+    without = row.likeness_without
+    return text + ("." if without is None else f", without the trigger word {_percent(without)}.")
+
+
+def _surely_below(measured: Measured | None, limit: float) -> bool:
+    """Return whether a figure is below a limit beyond one standard error."""
+    return measured is not None and measured[1] is not None and measured[0] + measured[1] < limit
 
 
 def _by_response(now: StrengthPictures) -> Verdict:
@@ -260,7 +291,9 @@ def _text(measured: Measured | None) -> str:
     return f"{value:.2f}" if error is None else f"{value:.2f} \N{PLUS-MINUS SIGN} {error:.2f}"
 
 
-def _percent(measured: Measured) -> str:
+def _percent(measured: Measured | None) -> str:
+    if measured is None:
+        return "an unknown part"
     value, error = measured
     return f"{value:.0%}" if error is None else f"{value:.0%} \N{PLUS-MINUS SIGN} {error:.0%}"
 
@@ -276,7 +309,9 @@ _WORDS: dict[TestCode, _Words] = {
     "undertrained": _Words(
         "Undertrained", "Train for more epochs; if that changes nothing, at a higher learning rate.", "warn"
     ),
-    "overtrained": _Words("Overtrained: always the same picture", "Use an earlier checkpoint or fewer epochs.", "bad"),
+    "overtrained": _Words(
+        "Overtrained: the prompt hardly matters", "Use an earlier checkpoint or fewer epochs.", "bad"
+    ),
     "trigger_weak": _Words(
         "The trigger word is weak",
         "Put the trigger word first in every caption, and leave out what it should mean.",

@@ -71,6 +71,11 @@ MEASURES: Mapping[str, Described] = {
         "captions of the training images among the prompts",
         percent=True,
     ),
+    "reproduction": Described(
+        "Distance to the captions' own images",
+        "With captions of the training images, pictures are {now} as far from these images as usual. 0 is a copy.",
+        percent=True,
+    ),
     "closeness": Described(
         "Closeness to the training images",
         "Closeness {now}; without the LoRA {off}. At 1 a picture could be one of the training images.",
