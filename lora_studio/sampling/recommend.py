@@ -156,9 +156,11 @@ def judge_lora(rows: Sequence[StrengthPictures], features: str) -> Verdict:
             "overtrained", f"{at} the variety over seeds is {_text(now.seed_variety)} of that without the LoRA."
         )
     if _surely_below(now.content_kept, MIN_CONTENT_KEPT):
-        return _verdict(
-            "overtrained", f"{at} {_percent(now.content_kept)} of what the prompts say is left, whatever they say."
-        )
+        evidence = f"{at} {_percent(now.content_kept)} of what the prompts say is left"
+        if now.reproduction is not None and _surely_above(now.reproduction, 1):
+            far = f"even images of training captions are {_percent(now.reproduction)} as far from theirs as usual"
+            return _verdict("wrong_prediction", f"{evidence}, and {far}.")
+        return _verdict("overtrained", f"{evidence}.")
     if _surely_below(now.reproduction, MIN_REPRODUCTION):
         return _verdict(
             "memorised",
@@ -206,6 +208,11 @@ def _way(row: StrengthPictures) -> str:
 def _surely_below(measured: Measured | None, limit: float) -> bool:
     """Return whether a figure is below a limit beyond one standard error."""
     return measured is not None and measured[1] is not None and measured[0] + measured[1] < limit
+
+
+def _surely_above(measured: Measured, limit: float) -> bool:
+    """Return whether a figure is above a limit beyond one standard error."""
+    return measured[1] is not None and measured[0] - measured[1] > limit
 
 
 def _by_response(now: StrengthPictures) -> Verdict:
@@ -326,7 +333,9 @@ _WORDS: dict[TestCode, _Words] = {
         "It copies a training image", "Set duplicates of that image aside, and use an earlier checkpoint.", "bad"
     ),
     "wrong_prediction": _Words(
-        "Washed out", "Check the prediction type of the base; if it is right, use an earlier checkpoint.", "bad"
+        "Washed out or noise",
+        "Check the prediction type of the base; if it is right, use an earlier checkpoint, or train at a lower rate.",
+        "bad",
     ),
     "unclear": _Words("Not clear yet", "Draw more seeds and prompts.", "info"),
 }

@@ -80,6 +80,8 @@ def test_without_training_images_the_trigger_response_decides() -> None:
         ({"trigger_response": (1.1, 0.1)}, "undertrained"),
         ({"seed_variety": (0.1, 0.05)}, "overtrained"),
         ({"content_kept": (0.2, 0.1)}, "overtrained"),
+        ({"content_kept": (0.2, 0.1), "reproduction": (0.4, 0.1)}, "overtrained"),
+        ({"content_kept": (0.2, 0.1), "reproduction": (1.5, 0.2)}, "wrong_prediction"),
         ({"content_kept": (0.3, 0.1)}, "good"),
         ({"reproduction": (0.4, 0.05)}, "memorised"),
         ({"reproduction": (0.4, 0.15), "content_kept": (0.6, 0.1)}, "good"),
