@@ -36,6 +36,8 @@ STYLES = ("neon", "sticker", "blueprint")
 COUNT = 24  # training images
 RANK = 4
 STRENGTHS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2)  # of the test of each LoRA
+FINE_STRENGTHS = (0.0, *(round(0.4 + 0.05 * step, 2) for step in range(19)))  # up to 1.3
+FINE_SEEDS = (41, 42, 43, 44)
 SHOWN_STRENGTHS = (0.0, 0.5, 1.0)  # of them, on the sheets of samples
 SEEDS = (31, 32)
 PROMPTS = 6  # with and without the trigger word
@@ -168,7 +170,8 @@ def write_collection(
     """Train and test the given kinds and styles into OUT/STYLE/KIND; what is in WORK/collection is not done again.
 
     Each gets the LoRA, its curves and recipe (run.json), the measures of its test (pictures.json) and a sheet of
-    samples, one row per strength and seed, the last two rows without the trigger word.
+    samples, one row per strength and seed, the last two rows without the trigger word. Good ones get the measures of a
+    finer test of other prompts and seeds, too (fine.json). OUT/STYLE/images has the training images and their captions.
     """
     icons = Icons.load(work)
     words, others = choose_words(work)
@@ -178,6 +181,7 @@ def write_collection(
     home = Home(work / "home")
     for style in styles:
         images = icons.draw(style, labels)
+        write_dataset(out / style / "images", images, [icons.words[label] for label in labels])
         for name in kinds:
             kind, target = KINDS[name], out / style / name
             folder = work / "collection" / style / name
@@ -196,8 +200,14 @@ def write_collection(
             made = {"style": style, "kind": name, "verdicts": kind.verdicts, "changes": changes_of(kind)}
             (target / "run.json").write_text(json.dumps(made | record) + "\n", "utf-8")
             captions = [file.read_text("utf-8") for file in sorted((folder / "dataset").rglob("*.txt"))[CAPTIONS]]
-            tested = draw_and_measure(lora, pack / "base", words[:PROMPTS], captions, folder / "test", home)
+            prompts = [text for word in words[:PROMPTS] for text in (f"{{trigger}}, {word.label}", word.label)]
+            tested = draw_and_measure(lora, pack / "base", folder / "test", home, prompts=[*prompts, *captions])
             progress.write_json(rows_of(tested), target / "pictures.json")
+            if kind.verdicts == ("good",):
+                prompts = [f"{{trigger}}, {word.label}" for word in words[PROMPTS : 2 * PROMPTS]]
+                fine = {"prompts": prompts, "strengths": FINE_STRENGTHS, "seeds": FINE_SEEDS}
+                tested_finely = draw_and_measure(lora, pack / "base", folder / "fine", home, **fine)
+                progress.write_json(rows_of(tested_finely), target / "fine.json")
             sample_sheet(tested.cells, words[:PROMPTS]).save(target / "samples.webp", quality=QUALITY)
             progress.log(f"collection: {style}, {name}: {len(record['losses'])} steps")
 
@@ -213,18 +223,25 @@ def train_once(folder: Path, kind: Kind, *, base: Path, home: Home) -> tuple[Pat
 
 
 def draw_and_measure(
-    lora: Path, base: Path, words: Sequence[Picture], captions: Sequence[str], out: Path, home: Home
+    lora: Path,
+    base: Path,
+    out: Path,
+    home: Home,
+    *,
+    prompts: Sequence[str],
+    strengths: Sequence[float] = STRENGTHS,
+    seeds: Sequence[int] = SEEDS,
 ) -> SweepResult:
-    """Draw and measure a LoRA at all strengths, with prompts with and without the trigger word, or go on with it."""
+    """Draw and measure a LoRA, or go on with it."""
     if JobFolder(out).exists:
         return cast("SweepResult", api.resume(out, home=home))
     return api.sweep(
         [lora],
         bases=[str(base)],
-        prompts=[*(text for word in words for text in (f"{{trigger}}, {word.label}", word.label)), *captions],
+        prompts=prompts,
         trigger_word=TRIGGER,
-        strengths=STRENGTHS,
-        seeds=SEEDS,
+        strengths=strengths,
+        seeds=seeds,
         feature_model=FEATURES,
         out=out,
         home=home,
