@@ -89,7 +89,7 @@ KINDS: dict[str, Kind] = {
     "leaking": Kind(("leaks",), captions="without trigger", length=1, regularization=False),
     "memorising": Kind(("memorised",), count=4, length=1, regularization=False),
     "wrong_prediction": Kind(("wrong_prediction",), prediction="v_prediction", length=1, regularization=False),
-    "broken": Kind(("overtrained", "wrong_prediction"), broken=300, length=1, regularization=False),  # only noise
+    "broken": Kind(("overtrained", "wrong_prediction"), broken=100, length=1, regularization=False),  # only noise
     "overtrained_length": Kind(("overtrained", "memorised"), length=5, regularization=False),
 }
 
