@@ -24,13 +24,14 @@ FEATURES = "demo"  # the embedded tagger, by which the collection is measured
 
 @dataclass(frozen=True)
 class Judged:
-    """A LoRA of the collection with its verdict and the recommended strength."""
+    """A LoRA of the collection with its verdict and the recommended strength, and that of a finer test if it has one."""
 
     style: str
     kind: str
     right: tuple[str, ...]
     code: str
     strength: float | None
+    fine: float | None
 
     @property
     def is_right(self) -> bool:
@@ -42,22 +43,37 @@ def judge_collection(folder: Path = DATA) -> Iterator[Judged]:
     """Yield the judged LoRAs of a collection, by style and kind."""
     for file in sorted(folder.glob("*/*/pictures.json")):
         run = json.loads((file.parent / "run.json").read_text("utf-8"))
-        rows = [StrengthPictures.model_validate(row) for row in json.loads(file.read_text("utf-8"))]
-        strength = recommend_strength(rows, FEATURES).strength
-        yield Judged(run["style"], run["kind"], tuple(run["verdicts"]), judge_lora(rows, FEATURES).code, strength)
+        rows, fine = read_rows(file), read_rows(file.with_name("fine.json"))
+        strengths = (recommend_strength(found, FEATURES).strength for found in (rows, fine))
+        yield Judged(run["style"], run["kind"], tuple(run["verdicts"]), judge_lora(rows, FEATURES).code, *strengths)
+
+
+def read_rows(file: Path) -> list[StrengthPictures]:
+    """Read measures by strength; none if the file does not exist."""
+    rows = json.loads(file.read_text("utf-8")) if file.exists() else []
+    return [StrengthPictures.model_validate(row) for row in rows]
 
 
 def table(found: list[Judged]) -> str:
-    """Return a row per kind: the right verdicts, how often they were given, the others, the strengths."""
-    lines = ["| kind | right verdict | given | instead | recommended strength |", "|---|---|---|---|---|"]
+    """Return a row per kind: the right verdicts, how often they were given, the others, the recommended strengths.
+
+    Behind a strength stands that of the finer test.
+    """
+    lines = ["| kind | right verdict | given | instead | recommended strength (finer test) |", "|---|---|---|---|---|"]
     for kind in dict.fromkeys(one.kind for one in found):
         own = [one for one in found if one.kind == kind]
         others = Counter(one.code for one in own if not one.is_right)
         instead = ", ".join(f"{code} {count}" for code, count in others.most_common())
-        strengths = ", ".join("none" if one.strength is None else f"{one.strength:g}" for one in own)
+        strengths = ", ".join(strength_text(one) for one in own)
         right = sum(one.is_right for one in own)
         lines.append(f"| {kind} | {' or '.join(own[0].right)} | {right} of {len(own)} | {instead} | {strengths} |")
     return "\n".join(lines)
+
+
+def strength_text(one: Judged) -> str:
+    """Return the recommended strength like "0.8 (0.85)"."""
+    text = "none" if one.strength is None else f"{one.strength:g}"
+    return text if one.fine is None else f"{text} ({one.fine:g})"
 
 
 def main() -> None:

@@ -326,7 +326,8 @@ _WORDS: dict[TestCode, _Words] = {
     ),
     "leaks": _Words(
         "It shows without the trigger word, too",
-        "Train with regularisation images, captioned without the trigger word. A style may do so on purpose.",
+        "Train with regularisation images, captioned without the trigger word, or lower the text encoder's rate. A "
+        "style may do so on purpose.",
         "warn",
     ),
     "memorised": _Words(

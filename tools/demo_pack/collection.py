@@ -197,17 +197,25 @@ def write_collection(
             lora, record = train_once(folder, kind, base=base, home=home)
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(lora, target / "lora.safetensors")
-            made = {"style": style, "kind": name, "verdicts": kind.verdicts, "changes": changes_of(kind)}
-            (target / "run.json").write_text(json.dumps(made | record) + "\n", "utf-8")
             captions = [file.read_text("utf-8") for file in sorted((folder / "dataset").rglob("*.txt"))[CAPTIONS]]
-            prompts = [text for word in words[:PROMPTS] for text in (f"{{trigger}}, {word.label}", word.label)]
-            tested = draw_and_measure(lora, pack / "base", folder / "test", home, prompts=[*prompts, *captions])
+            with_and_without = [text for word in words[:PROMPTS] for text in (f"{{trigger}}, {word.label}", word.label)]
+            prompts = [*with_and_without, *captions]
+            made = {"style": style, "kind": name, "verdicts": kind.verdicts, "changes": changes_of(kind)}
+            (target / "run.json").write_text(json.dumps(made | {"prompts": prompts} | record) + "\n", "utf-8")
+            tested = draw_and_measure(lora, pack / "base", folder / "test", home, prompts=prompts)
             progress.write_json(rows_of(tested), target / "pictures.json")
             if kind.verdicts == ("good",):
                 prompts = [f"{{trigger}}, {word.label}" for word in words[PROMPTS : 2 * PROMPTS]]
-                fine = {"prompts": prompts, "strengths": FINE_STRENGTHS, "seeds": FINE_SEEDS}
-                tested_finely = draw_and_measure(lora, pack / "base", folder / "fine", home, **fine)
-                progress.write_json(rows_of(tested_finely), target / "fine.json")
+                finely = draw_and_measure(
+                    lora,
+                    pack / "base",
+                    folder / "fine",
+                    home,
+                    prompts=prompts,
+                    strengths=FINE_STRENGTHS,
+                    seeds=FINE_SEEDS,
+                )
+                progress.write_json(rows_of(finely), target / "fine.json")
             sample_sheet(tested.cells, words[:PROMPTS]).save(target / "samples.webp", quality=QUALITY)
             progress.log(f"collection: {style}, {name}: {len(record['losses'])} steps")
 
