@@ -24,7 +24,7 @@ FEATURES = "demo"  # the embedded tagger, by which the collection is measured
 
 @dataclass(frozen=True)
 class Judged:
-    """A LoRA of the collection with its verdict and recommended strength; `fine` is that of a finer test, if it has one."""
+    """A LoRA of the collection with its verdict and recommended strength; `fine` is that of a finer test."""
 
     style: str
     kind: str
