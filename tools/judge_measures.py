@@ -57,7 +57,7 @@ def read_rows(file: Path) -> list[StrengthPictures]:
 def table(found: list[Judged]) -> str:
     """Return a row per kind: the right verdicts, how often they were given, the others, the recommended strengths.
 
-    Behind a strength stands that of the finer test.
+    The strength of the finer test is in brackets.
     """
     lines = ["| kind | right verdict | given | instead | recommended strength (finer test) |", "|---|---|---|---|---|"]
     for kind in dict.fromkeys(one.kind for one in found):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_studio.dataset.ingest.archives import Limits, Member, list_members
-from lora_studio.errors import InputError, StudioError, disk_errors
+from lora_studio.errors import DiskFullError, InputError, StudioError, disk_errors
 from lora_studio.files import write_atomic
 from lora_studio.settings.job_specs import AnyJob
 from lora_studio.workspace.job_folder import JobFolder, JobState
@@ -129,7 +129,7 @@ def _extract(contents: Contents, target: Path, on_progress: Progress) -> None:
         target.mkdir(parents=True)
         free = shutil.disk_usage(target).free
     if contents.size > free:
-        raise InputError(
+        raise DiskFullError(
             f"The project has {contents.size / 2**30:.1f} GiB and the disk {free / 2**30:.1f} GiB free.",
             "Free some disk space, then try again.",
             code="disk_full",

@@ -1,4 +1,4 @@
-"""LoRAs that are known to be good or bad, drawn and judged anew from their files."""
+"""LoRAs that are known to be good or bad, drawn again from their files and judged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_of(kind: str, folder: Path) -> Path:
     return Path(shutil.copy(STYLE / kind / "lora.safetensors", folder / f"{kind}.safetensors"))
 
 
-def test_verdicts_on_images_that_are_drawn_anew(tmp_path: Path, home: Home) -> None:
+def test_verdicts_on_images_that_are_drawn_again(tmp_path: Path, home: Home) -> None:
     run = json.loads((STYLE / "well" / "run.json").read_text("utf-8"))
     done = api.sweep(
         [run_of(kind, tmp_path / kind) for kind in KINDS],

@@ -240,7 +240,7 @@ def draw_and_measure(
     strengths: Sequence[float] = STRENGTHS,
     seeds: Sequence[int] = SEEDS,
 ) -> SweepResult:
-    """Draw and measure a LoRA, or go on with it."""
+    """Draw and measure a LoRA, or continue that."""
     if JobFolder(out).exists:
         return cast("SweepResult", api.resume(out, home=home))
     return api.sweep(

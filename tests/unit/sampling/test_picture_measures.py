@@ -129,7 +129,7 @@ def test_captions_of_training_images_are_measured_apart(run: Path, home: Home, t
     assert found.caption_likeness is not None
     assert found.caption_likeness[0] > 0.9
     assert found.nearest_ratio is not None
-    assert found.nearest_ratio > 0.5  # what a caption draws is no copy
+    assert found.nearest_ratio > 0.5  # what a caption draws does not count as a copy
 
 
 def test_a_memorised_image_is_named_with_the_cell_that_copies_it(run: Path, home: Home, tmp_path: Path) -> None:
