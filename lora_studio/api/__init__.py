@@ -28,6 +28,7 @@ from lora_studio.api.training import (
     request_save,
     train,
 )
+from lora_studio.dataset.crops import crops, set_focus
 from lora_studio.dataset.curate import curate
 from lora_studio.dataset.images.sets import wrap_images
 from lora_studio.dataset.scan import scan
@@ -40,6 +41,7 @@ from lora_studio.sharing.upload import upload_release
 __all__ = [
     "compare_runs",
     "continue_training",
+    "crops",
     "curate",
     "doctor",
     "download_model",
@@ -63,6 +65,7 @@ __all__ = [
     "runs",
     "scan",
     "set_caption_extension",
+    "set_focus",
     "summarize_captions",
     "sweep",
     "tag",

@@ -25,6 +25,7 @@ from lora_studio.cli.console import (
     print_lines,
     print_markdown,
 )
+from lora_studio.cli.crops import crops
 from lora_studio.cli.lora import lora_app
 from lora_studio.cli.make import make
 from lora_studio.cli.models import models_app
@@ -142,6 +143,9 @@ def curate(
         return
     for line in report.lines():
         out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+app.command()(crops)
 
 
 @app.command()

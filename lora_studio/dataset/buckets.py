@@ -8,11 +8,12 @@ corrections: the crop offset is applied to the axis that is cropped; rounding ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, floor, sqrt
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lora_studio.errors import InputError
@@ -26,6 +27,13 @@ VAE_FACTOR = 8  # pixels per latent, per side: the VAE halves each side three ti
 _EPSILON = 1e-6
 
 
+class Focus(NamedTuple):
+    """The point of an image that a crop is centred on, as shares of its width and height from the left and the top."""
+
+    x: float
+    y: float
+
+
 @dataclass(frozen=True)
 class Placement:
     """How an image is fitted to a bucket: scale it to `scaled`, then crop `bucket` out of it at `crop` (left, top).
@@ -36,6 +44,14 @@ class Placement:
     bucket: Size
     scaled: Size
     crop: Size
+
+    def focused(self, focus: Focus) -> Placement:
+        """Return this placement with the crop as near to the middle of `focus` as the image's edges allow."""
+        left, top = (
+            min(max(round(share * scaled - side / 2), 0), scaled - side)
+            for share, scaled, side in zip(focus, self.scaled, self.bucket, strict=True)
+        )
+        return replace(self, crop=(left, top))
 
 
 class PlacedImage(NamedTuple):
@@ -143,9 +159,9 @@ def place(
     return _cover(width, height, min(sizes, key=lambda size: abs(size[0] / size[1] - aspect)))
 
 
-def place_for(recipe: Recipe, width: int, height: int) -> Placement:
-    """Return the placement of an image with a recipe's settings; see `place`."""
-    return place(
+def place_for(recipe: Recipe, width: int, height: int, focus: Focus | None = None) -> Placement:
+    """Return the placement of an image with a recipe's settings, see `place`; its crop is central without `focus`."""
+    placement = place(
         width,
         height,
         resolution=recipe.resolution,
@@ -155,14 +171,21 @@ def place_for(recipe: Recipe, width: int, height: int) -> Placement:
         bucket_reso_steps=recipe.bucket_reso_steps,
         bucket_no_upscale=recipe.bucket_no_upscale,
     )
+    return placement.focused(focus) if focus else placement
 
 
-def bucket_plan(images: Iterable[tuple[Path, Size, int]], recipe: Recipe) -> list[Bucket]:
-    """Return the buckets of images (path, size in pixels, repeats) with a recipe's settings, the largest first."""
+def bucket_plan(
+    images: Iterable[tuple[Path, Size, int]], recipe: Recipe, focus: Mapping[Path, Focus] = MappingProxyType({})
+) -> list[Bucket]:
+    """Return the buckets of images (path, size in pixels, repeats) with a recipe's settings, the largest first.
+
+    `focus` are the focus points of those images that have one.
+    """
     placed: dict[Size, list[tuple[PlacedImage, int]]] = {}
     places: dict[Size, Placement] = {}
     for path, size, repeats in images:
         placement = places.get(size) or places.setdefault(size, place_for(recipe, *size))
+        placement = placement.focused(focus[path]) if path in focus else placement
         placed.setdefault(placement.bucket, []).append((PlacedImage(path, size, placement), repeats))
     buckets = []
     for size, members in placed.items():

@@ -17,7 +17,7 @@ from typing import Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from lora_studio.dataset.buckets import Size
+from lora_studio.dataset.buckets import Focus, Size
 from lora_studio.dataset.curate import Proposal, proposals
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.dataset.duplicates.similarity import Diversity, Features
@@ -115,6 +115,13 @@ class Manifest:
             return self
         scan = replace(self.scan, report=with_similar(self.scan.report, features))
         return Manifest._of(self.folder, scan, self.marks)
+
+    def focus_of(self, image: Path, sha256: str = "") -> Focus | None:
+        """Return the focus point of an image, None if its crop is central; raises OSError if it cannot be read.
+
+        `sha256` is its hash if that is known.
+        """
+        return self.marks.focus.get(sha256 or self.sha256_of(image)) if self.marks.focus else None
 
     @property
     def duplicates(self) -> list[list[Path]]:

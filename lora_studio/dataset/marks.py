@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
-from lora_studio.errors import disk_errors
+from lora_studio.dataset.buckets import Focus
+from lora_studio.errors import InputError, disk_errors
 from lora_studio.file_lock import change_file
 from lora_studio.files import cached_by_stamp, write_text
 
@@ -28,7 +29,7 @@ class Marks(BaseModel):
     """SHA-256 of the images that curation keeps whatever a scan proposes, and of those whose caption is reviewed.
 
     `reviewed_captions` has hashes of the captions that were reviewed, by image. A mark of an earlier version has none
-    and holds for any caption.
+    and holds for any caption. `focus` has the points that crops are centred on, by image.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +37,7 @@ class Marks(BaseModel):
     kept: frozenset[str] = frozenset()
     reviewed: frozenset[str] = frozenset()
     reviewed_captions: dict[str, frozenset[str]] = {}
+    focus: dict[str, Focus] = {}
 
     @field_serializer("kept", "reviewed")
     def _in_order(self, hashes: frozenset[str]) -> list[str]:
@@ -67,6 +69,22 @@ class Marks(BaseModel):
         removed = frozenset(hashes)
         left = {image: seen for image, seen in self.reviewed_captions.items() if image not in removed}
         return self.model_copy(update={"reviewed": self.reviewed - removed, "reviewed_captions": left})
+
+    def with_focus(self, image: str, focus: Focus | None) -> Marks:
+        """Return these marks with the focus point of an image, given by its hash; None removes it.
+
+        Raises InputError for a point outside of the image.
+        """
+        others = {other: point for other, point in self.focus.items() if other != image}
+        if focus is None:
+            return self.model_copy(update={"focus": others})
+        if not all(0 <= share <= 1 for share in focus):
+            raise InputError(
+                f"The focus point is {focus.x:g}, {focus.y:g}, which is outside of the image.",
+                "Give shares of its width and height from 0 to 1, such as 0.5, 0.2.",
+                code="focus",
+            )
+        return self.model_copy(update={"focus": {**others, image: focus}})
 
 
 def caption_hash(caption: str | None) -> str:

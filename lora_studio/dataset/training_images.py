@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_studio import guide
-from lora_studio.dataset.buckets import Size, place_for
+from lora_studio.dataset.buckets import Focus, Placement, Size, place_for
 from lora_studio.dataset.captions.template import caption_template, plain_caption
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, ImageInfo, find_images, images_in
@@ -35,6 +35,7 @@ class DatasetImage:
 
     `info` is what the last scan found; None if the image is new or has changed since. Assumed images have no file, and
     `count` of them are one object. `caption_suffixes` are those of its caption file; None: those that its dataset uses.
+    `focus` is the point that its crop is centred on, if the user chose one.
     """
 
     path: Path
@@ -44,6 +45,11 @@ class DatasetImage:
     info: ImageInfo | None = None
     count: int = 1
     caption_suffixes: tuple[str, ...] | None = None
+    focus: Focus | None = None
+
+    def placement_in(self, recipe: Recipe) -> Placement:
+        """Return its bucket and crop in a run."""
+        return place_for(recipe, *self.size, focus=self.focus)
 
     @cached_property
     def caption_text(self) -> str:
@@ -312,7 +318,8 @@ def _read_sets(
             found.outside_sets.append(path)
             continue
         try:
-            found.images.append(_read_image(path, image_set, manifest.infos.get(path), hash_all=hash_all))
+            image = _read_image(path, image_set, manifest.infos.get(path), hash_all=hash_all)
+            found.images.append(replace(image, focus=manifest.focus_of(path, image.sha256)))
         except InputError as error:
             found.unreadable[path] = error.message
         except OSError as error:

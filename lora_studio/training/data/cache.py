@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 
 from lora_studio.dataset.buckets import VAE_FACTOR
+from lora_studio.dataset.images.crop import crop_to_bucket
 from lora_studio.dataset.images.decode import decode
 from lora_studio.dataset.images.header_cache import sha256_of
 from lora_studio.dataset.images.masks import alpha_mask, decode_mask_file
@@ -246,17 +247,6 @@ def _check_unchanged(path: Path, sha256: str) -> None:
     )
 
 
-def crop_image(image: Image.Image, item: TrainItem) -> Image.Image:
-    """Return an image or mask scaled, cropped and flipped as the item says."""
-    placement = item.placement
-    left, top = placement.crop
-    width, height = placement.bucket
-    if image.size != placement.scaled:
-        image = image.resize(placement.scaled, Image.Resampling.LANCZOS)
-    image = image.crop((left, top, left + width, top + height))
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if item.flipped else image
-
-
 @torch.no_grad()
 def encode_image(
     vae: AutoencoderKL, image: Image.Image, item: TrainItem, half: torch.dtype | None = None
@@ -265,7 +255,9 @@ def encode_image(
 
     With `half`, convolutions run in that dtype under autocast; values that overflow there are not finite here.
     """
-    pixels = torch.from_numpy(np.array(crop_image(image, item))).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
+    pixels = torch.from_numpy(np.array(crop_to_bucket(image, item.placement, flipped=item.flipped))).permute(2, 0, 1)[
+        None
+    ]  # [H, W, 3] -> [1, 3, H, W]
     with torch.autocast(vae.device.type, half, enabled=half is not None):
         posterior = vae.encode(pixels.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
     return posterior.mean[0].float().cpu().contiguous(), posterior.logvar[0].float().cpu().contiguous()
@@ -273,7 +265,7 @@ def encode_image(
 
 def latent_mask(mask: Image.Image, item: TrainItem) -> Tensor:
     """Return a grey mask at latent size, cropped but not flipped: the mean of 8 x 8 pixels, [1, H/8, W/8] in 0..1."""
-    pixels = torch.from_numpy(np.array(crop_image(mask, replace(item, flipped=False)))).float()[None, None] / 255
+    pixels = torch.from_numpy(np.array(crop_to_bucket(mask, item.placement))).float()[None, None] / 255
     return torch.nn.functional.avg_pool2d(pixels, VAE_FACTOR)[0].contiguous()
 
 

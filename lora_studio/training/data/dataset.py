@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from lora_studio.dataset.buckets import Placement, Size, place_for
+from lora_studio.dataset.buckets import Placement, Size
 from lora_studio.dataset.images.decode import decode
 from lora_studio.dataset.images.header_cache import MIN_DECODED_SIDE
 from lora_studio.dataset.images.masks import MaskSource
@@ -163,7 +163,7 @@ def _read_item(image: DatasetImage, repeats: int, recipe: Recipe, trigger_word: 
         path=image.path,
         sha256=image.sha256,
         size=image.size,
-        placement=place_for(recipe, *image.size),
+        placement=image.placement_in(recipe),
         caption=caption,
         has_caption=bool(image.caption),
         repeats=repeats,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_studio.dataset.buckets import place
+from lora_studio.dataset.images.crop import crop_to_bucket
 from lora_studio.training.data.augment import CROP_COUNT, all_augmentations, augment
-from lora_studio.training.data.cache import crop_image
 from lora_studio.training.data.dataset import TrainItem
 from tests.support.training_runs import recipe_of
 
@@ -53,7 +53,9 @@ def test_the_cropped_pixels_are_those_of_the_size_conditioning(width: int, heigh
     crop = augment(item_of(width, height, buckets=False), recipe, 3, sample)
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     pixels = np.stack([x, y, 0 * x], axis=-1)
-    cropped = np.array(crop_image(Image.fromarray((pixels * 255).astype(np.uint8)), crop))
+    cropped = np.array(
+        crop_to_bucket(Image.fromarray((pixels * 255).astype(np.uint8)), crop.placement, flipped=crop.flipped)
+    )
     _, _, top, left, target_height, target_width = crop.time_ids
     assert cropped.shape == (target_height, target_width, 3)
     middle_y, middle_x = target_height // 2, target_width // 2
