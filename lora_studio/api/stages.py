@@ -39,6 +39,8 @@ def tag(
     existing: ExistingCaptions | str = TAG.existing,
     exclude_tags: Sequence[str] = TAG.exclude_tags,
     only_tags: Sequence[str] = TAG.only_tags,
+    prompt: str = TAG.prompt,
+    max_caption_tokens: int = TAG.max_caption_tokens,
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = ignore,
@@ -48,6 +50,7 @@ def tag(
     `tagger` is wd14, blip, demo, a Hub repository or a folder, or a list of them, whose tags are combined. `threshold`
     (0 to 1) is the minimum confidence of a tag, `character_threshold` that of a character's name. `existing` decides
     what happens to existing captions; `exclude_tags` are whole tags to leave out, `only_tags` the only ones to write.
+    `prompt` is what image-text models are asked, `max_caption_tokens` the limit of their answer.
     `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
     """
     job = build(
@@ -60,6 +63,8 @@ def tag(
         existing=existing,
         exclude_tags=exclude_tags,
         only_tags=only_tags,
+        prompt=prompt,
+        max_caption_tokens=max_caption_tokens,
     )
     return cast("TagResult", run_job(job, out=out, home=home, on_event=on_event))
 

@@ -39,8 +39,8 @@ def crops(
         print_json([crop.model_dump(mode="json") for crop in found])
         return
     for crop in found:
-        focus = f", focus {crop.focus.x:.0%} from the left, {crop.focus.y:.0%} from the top" if crop.focus else ""
-        print_lines(f"{crop.path}: {crop.text}{focus}")
+        point = f", focus {crop.focus.x:.0%} from the left, {crop.focus.y:.0%} from the top" if crop.focus else ""
+        print_lines(f"{crop.path}: {crop.text}{point}")
 
 
 def _point(asked: str, text: str) -> tuple[float, float]:

@@ -159,6 +159,8 @@ app.command()(crops)
         "existing": "--existing",
         "exclude_tags": "--exclude",
         "only_tags": "--only",
+        "prompt": "--prompt",
+        "max_caption_tokens": "--max-caption-tokens",
     },
 )
 def tag(

@@ -103,7 +103,7 @@ class TagJob(Job):
     kind: ClassVar[str] = "tag"
 
     dataset: Path = Field(description="Folder of images; includes its subfolders named N_name.")
-    tagger: str = Field(description="wd14, blip, demo, a Hub repository or a folder; several are combined.")
+    tagger: str = Field(description="wd14, florence2, demo, a Hub repository or a folder; several are combined.")
     also: Annotated[list[str], CommaSeparated] = setting(
         [],
         label="Combine with",
@@ -126,6 +126,23 @@ class TagJob(Job):
         why=f"Minimum confidence of a character's name. {guide.RECIPE['character_threshold'].why}",
         ge=0,
         le=1,
+    )
+    prompt: str = setting(
+        "",
+        label="Prompt",
+        group=Group.DATA,
+        why="What captioners that follow a prompt (Florence-2, Qwen-VL, JoyCaption) are asked; {trigger} is the "
+        "trigger word. Empty: two or three sentences. Florence-2 takes <CAPTION>, <DETAILED_CAPTION> or "
+        "<MORE_DETAILED_CAPTION>.",
+        max_length=2000,
+    )
+    max_caption_tokens: int = setting(
+        200,
+        label="Max caption tokens",
+        group=Group.DATA,
+        why="Limit of a caption by a prompt, in the captioner's tokens; CLIP reads 75 tokens at a time.",
+        ge=10,
+        le=1000,
     )
     trigger_word: str = Field(
         default="", max_length=200, description="Trigger word; put first in every caption, never repeated."

@@ -50,6 +50,9 @@ class GreyTagger:
     def content_hash(self) -> str:
         return self.name
 
+    def with_prompt(self, prompt: str, max_new_tokens: int) -> GreyTagger:
+        return self
+
     def load(self, *, on_cpu: bool = False) -> GreyTagger:
         return self
 

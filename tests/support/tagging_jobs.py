@@ -43,6 +43,9 @@ class RedTagger:
     def content_hash(self) -> str:
         return self.name
 
+    def with_prompt(self, prompt: str, max_new_tokens: int) -> RedTagger:
+        return self
+
     def load(self, *, on_cpu: bool = False) -> RedTagger:
         self.loaded += 1
         return self

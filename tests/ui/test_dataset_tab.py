@@ -587,6 +587,7 @@ def test_tagging_can_be_undone(
         content_hash = staticmethod(lambda: "says")
         preprocess = staticmethod(lambda image: image)
         load = classmethod(lambda cls, **options: cls)
+        with_prompt = classmethod(lambda cls, *options: cls)
         predict = staticmethod(lambda inputs: [Prediction(sentence="a thing") for _ in inputs])
 
     monkeypatch.setattr("lora_studio.dataset.tagging.stage.find_tagger", lambda *args, **options: Says)

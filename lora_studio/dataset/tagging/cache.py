@@ -87,6 +87,11 @@ class CachedPredictions:
     predictions: Mapping[str, Prediction]
     key: str
 
+    @property
+    def is_text_alone(self) -> bool:
+        """True for an image-text model, which has neither tags nor features."""
+        return not self.labels and not any(prediction.features.size for prediction in self.predictions.values())
+
     def confidences(self, sha256: str) -> Mapping[str, float]:
         """Return the confidence (0.01 to 1) of each tag of an image; empty if there is no prediction for it."""
         prediction = self.predictions.get(sha256)
@@ -94,7 +99,10 @@ class CachedPredictions:
 
 
 def cached_predictions(home: Home, sha256s: Collection[str]) -> CachedPredictions | None:
-    """Return the predictions of the tagger that has most of these images, or None. Of equals, take the most recent."""
+    """Return the predictions of the tagger that has most of these images, or None. Of equals, take the most recent.
+
+    Image-text models are left out: they have neither tags nor features.
+    """
     wanted = set(sha256s)
     best: tuple[int, float] | None = None
     found = None
@@ -104,7 +112,7 @@ def cached_predictions(home: Home, sha256s: Collection[str]) -> CachedPrediction
             continue
         known = _read_folder(folder, names)
         rank = len(wanted & known.predictions.keys()), max((folder / name).stat().st_mtime for name in names)
-        if rank[0] and (best is None or rank > best):
+        if rank[0] and not known.is_text_alone and (best is None or rank > best):
             best, found = rank, known
     return found
 

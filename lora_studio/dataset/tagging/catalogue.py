@@ -1,18 +1,20 @@
 """Find a tagger by name: in the catalogue, in a folder, or in a Hub repository.
 
 config.json decides the loader: with timm's `architecture` it is a WD tagger, with transformers' `model_type` "blip" a
-captioner. Weights are read from safetensors only, and code that comes with a model is never run.
+BLIP captioner, and with a `vision_config` and a generating architecture an image-text model. Weights are read from
+safetensors only, and code that comes with a model is never run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from lora_studio import demo, hub
 from lora_studio.dataset.images.decode import file_sha256
@@ -21,10 +23,13 @@ from lora_studio.dataset.tagging.labels import TAGS_FILE, WEIGHTS_FILE, Label, r
 from lora_studio.errors import InputError
 from lora_studio.workspace.project import Home
 
-Layout = Literal["wd", "blip"]
+Layout = Literal["wd", "blip", "image-text"]
 
 # Everything but the weights: layout, tags, tokenizer and image processor.
-CONFIG_FILES = ("*.json", "*.csv", "*.txt")
+CONFIG_FILES = ("*.json", "*.csv", "*.txt", "*.jinja", "*.model")
+INDEX_FILE = "model.safetensors.index.json"  # of weights in several files
+GENERATORS = ("ForConditionalGeneration", "ForCausalLM", "ForVision2Seq", "ForImageTextToText")
+_BLOB = re.compile("[0-9a-f]{64}")  # the name of a large file in the Hub's cache is its SHA-256
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,24 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
             "sentences",
             "One longer and more accurate sentence; three times slower than blip.",
         ),
+        "florence2": CatalogueEntry(
+            "florence-community/Florence-2-base",
+            "sentences",
+            "Several sentences; a small model (0.5 GB) that is quick without a GPU, too.",
+        ),
+        "florence2-large": CatalogueEntry(
+            "florence-community/Florence-2-large", "sentences", "Several sentences; three times the size of florence2."
+        ),
+        "qwen2.5-vl": CatalogueEntry(
+            "Qwen/Qwen2.5-VL-3B-Instruct",
+            "sentences",
+            "Follows a prompt of your own, in any language; 8 GB, for a GPU with 10 GB.",
+        ),
+        "joycaption": CatalogueEntry(
+            "fancyfeast/llama-joycaption-beta-one-hf-llava",
+            "sentences",
+            "Made for captions of training images, follows a prompt; 17 GB, for a GPU with 20 GB.",
+        ),
         "demo": CatalogueEntry(
             demo.tagger_path, "tags", "Ships with the studio and recognises emoji; nothing to download."
         ),
@@ -90,20 +113,33 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
 
 @dataclass(frozen=True)
 class TaggerFiles:
-    """All files of a tagger, not loaded. `labels` are its tags, one per output; a captioner has none."""
+    """All files of a tagger, not loaded. `labels` are its tags, one per output; a captioner has none.
+
+    `prompt` and `max_new_tokens` are for image-text models: the instruction, empty for their own, and the limit of the
+    answer.
+    """
 
     name: str
     folder: Path
     layout: Layout
     labels: tuple[Label, ...]
+    prompt: str = ""
+    max_new_tokens: int = 200
+
+    def with_prompt(self, prompt: str, max_new_tokens: int) -> TaggerFiles:
+        """Return an image-text model with another prompt; other taggers have none and stay as they are."""
+        if self.layout != "image-text":
+            return self
+        return replace(self, prompt=prompt.strip(), max_new_tokens=max_new_tokens)
 
     def content_hash(self) -> str:
-        """Return a SHA-256 over all files that affect predictions, independent of the name of their folder."""
+        """Return a SHA-256 over all that affects predictions: files, independent of their folder's name, and prompt."""
         digest = hashlib.sha256()
-        for name in sorted(
-            {path.name for pattern in CONFIG_FILES for path in self.folder.glob(pattern)} | {WEIGHTS_FILE}
-        ):
-            digest.update(f"{name} {file_sha256(self.folder / name)}\n".encode())
+        names = {path.name for pattern in CONFIG_FILES for path in self.folder.glob(pattern)}
+        for name in sorted(names.union(weight_files(self.folder))):
+            digest.update(f"{name} {_file_hash(self.folder / name)}\n".encode())
+        if self.layout == "image-text":
+            digest.update(f"{self.max_new_tokens} {self.prompt}\n".encode())
         return digest.hexdigest()
 
     def load(self, *, on_cpu: bool = False) -> Tagger:
@@ -112,6 +148,12 @@ class TaggerFiles:
             from lora_studio.dataset.tagging.wd import WdTagger
 
             return WdTagger.load(self.folder, name=self.name, on_cpu=on_cpu)
+        if self.layout == "image-text":
+            from lora_studio.dataset.tagging.image_text import ImageTextCaptioner
+
+            return ImageTextCaptioner.load(
+                self.folder, name=self.name, prompt=self.prompt, max_new_tokens=self.max_new_tokens, on_cpu=on_cpu
+            )
         from lora_studio.dataset.tagging.blip import BlipTagger
 
         return BlipTagger.load(self.folder, name=self.name, on_cpu=on_cpu)
@@ -146,8 +188,26 @@ def fetch_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = 
     if isinstance(location, Path):
         return location
     on_progress(f"Downloading {location}")
-    read_layout(hub.download(location, CONFIG_FILES), weights=False)
-    return hub.download(location, (*CONFIG_FILES, WEIGHTS_FILE))
+    folder = hub.download(location, CONFIG_FILES)
+    read_layout(folder, weights=False)
+    return hub.download(location, (*CONFIG_FILES, *weight_files(folder)))
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of a model's weight files: one, or those of its index. Raises InputError for a broken index."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return [WEIGHTS_FILE]
+    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise InputError(f"{index} names no weight files.", "Download the tagger again.", code="tagger_broken")
+    return names
+
+
+def _file_hash(file: Path) -> str:
+    """Return the SHA-256 of a file, which the name of a file in the Hub's cache is."""
+    name = file.resolve().name
+    return name if _BLOB.fullmatch(name) else file_sha256(file)
 
 
 def _location(name: str, home: Home) -> str | Path:
@@ -185,13 +245,7 @@ def read_layout(folder: Path, *, weights: bool = True) -> Layout:
     file = folder / "config.json"
     if not file.is_file():
         raise _missing_file_error(folder, "config.json")
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file} cannot be read: {error}.", "Download the tagger again.", code="tagger_broken"
-        ) from error
-    config = config if isinstance(config, dict) else {}
+    config = _read_json(file)
     layout: Layout
     if "architecture" in config:
         layout, needed = "wd", [TAGS_FILE]
@@ -203,16 +257,45 @@ def read_layout(folder: Path, *, weights: bool = True) -> Layout:
             folder / "processor_config.json"
         ).is_file():  # newer versions of transformers store the image processor there
             needed.remove("preprocessor_config.json")
+    elif _is_image_text_model(config):
+        layout, needed = "image-text", _missing_processor_files(folder)
     else:
         raise InputError(
-            f"{folder.name} is neither a WD tagger for timm nor a BLIP captioner.",
-            f"Use one of {', '.join(CATALOGUE)}, another of the WD v3 series, or a BLIP captioning model.",
+            f"{folder.name} is neither a WD tagger for timm nor a captioner of transformers.",
+            f"Use one of {', '.join(CATALOGUE)}, another of the WD v3 series, or an image-text model.",
             code="tagger_layout",
         )
-    for name in [*needed, *([WEIGHTS_FILE] if weights else [])]:
+    for name in [*needed, *(weight_files(folder) if weights else [])]:
         if not (folder / name).is_file():
             raise _missing_file_error(folder, name)
     return layout
+
+
+def _is_image_text_model(config: dict[str, Any]) -> bool:
+    """Return whether a configuration is that of a model that reads an image and writes a text."""
+    names = config.get("architectures")
+    writes = any(str(name).endswith(GENERATORS) for name in names) if isinstance(names, list) else False
+    return writes and "vision_config" in config
+
+
+def _missing_processor_files(folder: Path) -> list[str]:
+    """Return which files of the processor are missing; of alternatives the usual one."""
+    alternatives = (
+        ("preprocessor_config.json", "processor_config.json"),
+        ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"),
+    )
+    return [names[0] for names in alternatives if not any((folder / name).is_file() for name in names)]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object, empty if the file has another value; raises InputError if it cannot be read."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file} cannot be read: {error}.", "Download the tagger again.", code="tagger_broken"
+        ) from error
+    return content if isinstance(content, dict) else {}
 
 
 def _missing_file_error(folder: Path, missing: str) -> InputError:

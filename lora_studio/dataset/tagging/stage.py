@@ -112,7 +112,11 @@ def _open_taggers(job: TagJob, home: Home, report: Report) -> list[TaggerRunner]
         report(PhaseEvent(message=message))
 
     names = dict.fromkeys([job.tagger, *job.also])
-    found = [find_tagger(name, home=home, on_progress=report_phase) for name in names]
+    prompt = job.prompt.replace("{trigger}", job.trigger_word)
+    found = [
+        find_tagger(name, home=home, on_progress=report_phase).with_prompt(prompt, job.max_caption_tokens)
+        for name in names
+    ]
     return [TaggerRunner(files, TagCache.of(files, home), report_phase) for files in found]
 
 

@@ -13,6 +13,7 @@ from lora_studio.dataset.tagging.cache import TagCache, cached_predictions
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.workspace.project import Home
+from tests.support.tagging_jobs import RedTagger
 from tests.support.tiny_taggers import save_tiny_wd
 
 
@@ -85,3 +86,16 @@ def test_reads_the_tagger_that_has_most_of_the_images(tagger: Path, home: Home, 
     assert best.confidences(name(0)) == {}
     assert tag_cache.cached_confidences(home, name(2)) == {}
     assert cached_predictions(home, [name(99)]) is None
+
+
+def test_an_image_text_model_does_not_hide_the_tags_of_a_tagger(tagger: Path, home: Home) -> None:
+    captioner = RedTagger("captioner")
+    captioner.labels = ()
+    for cache, numbers in ((opened(tagger, home), [1]), (TagCache.of(captioner, home), [1, 2, 3])):
+        for number in numbers:
+            known = prediction(number) if cache.labels else Prediction(sentence="a cat")
+            cache.add(name(number), known)
+        cache.flush()
+    best = cached_predictions(home, [name(number) for number in (1, 2, 3)])
+    assert best is not None
+    assert best.name == str(tagger)
