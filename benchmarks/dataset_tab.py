@@ -25,6 +25,7 @@ from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curate import CurationHandlers
+from lora_studio.ui.dataset.gallery_handlers import GalleryHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.image_item import Filter, image_id
 from lora_studio.ui.dataset.tab import DatasetTab
@@ -88,7 +89,6 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
     aside = image_id(project, project.rejected_dir / third.path.name)
     section = DatasetTab.section_changed
     bulk = {"bulk_action": "Add", "bulk_first": "indoors", "bulk_scope": "All images"}
-    all_images = {"dataset_filter": Filter.ALL}
     return [
         ("open the tab", DatasetTab.tab_opened, {}, None),
         ("open Import", section, {"dataset_section": "Import"}, None),
@@ -104,9 +104,10 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
         ("a tag of the table", CaptionHandlers.tag_clicked, {}, "tag:thing 7"),
         ("open Review", section, {"dataset_section": "Review", "dataset_filter_tag": ""}, None),
         ("next page", CurationHandlers.button_clicked, {}, "page:7"),
-        ("filter To check", CaptionHandlers.filter_changed, {"dataset_filter": Filter.FLAGGED}, None),
-        ("filter Unreviewed", CaptionHandlers.filter_changed, {"dataset_filter": Filter.UNREVIEWED}, None),
-        ("filter by a tag", CaptionHandlers.filter_changed, all_images | {"dataset_filter_tag": "thing 7"}, None),
+        ("filter To check", GalleryHandlers.filter_picked, {}, f"filter:{Filter.FLAGGED}"),
+        ("filter Unreviewed", GalleryHandlers.filter_picked, {}, f"filter:{Filter.UNREVIEWED}"),
+        ("no filter", GalleryHandlers.filter_picked, {}, "all"),
+        ("filter by a tag", CaptionHandlers.filter_changed, {"dataset_filter_tag": "thing 7"}, None),
         ("all again", CaptionHandlers.filter_changed, {"dataset_filter_tag": ""}, None),
         ("show an image", CurationHandlers.button_clicked, {}, f"show:{middle.id}"),
         ("next image", CaptionHandlers.show_next, {}, None),

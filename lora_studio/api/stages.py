@@ -41,6 +41,7 @@ def tag(
     only_tags: Sequence[str] = TAG.only_tags,
     prompt: str = TAG.prompt,
     max_caption_tokens: int = TAG.max_caption_tokens,
+    compare: Path | str | None = TAG.compare,
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = ignore,
@@ -51,6 +52,7 @@ def tag(
     (0 to 1) is the minimum confidence of a tag, `character_threshold` that of a character's name. `existing` decides
     what happens to existing captions; `exclude_tags` are whole tags to leave out, `only_tags` the only ones to write.
     `prompt` is what image-text models are asked, `max_caption_tokens` the limit of their answer.
+    With the path of an image in `compare`, the taggers are compared on it and no caption is written.
     `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
     """
     job = build(
@@ -65,6 +67,7 @@ def tag(
         only_tags=only_tags,
         prompt=prompt,
         max_caption_tokens=max_caption_tokens,
+        compare=compare,
     )
     return cast("TagResult", run_job(job, out=out, home=home, on_event=on_event))
 

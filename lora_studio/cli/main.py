@@ -161,6 +161,7 @@ app.command()(crops)
         "only_tags": "--only",
         "prompt": "--prompt",
         "max_caption_tokens": "--max-caption-tokens",
+        "compare": "--compare",
     },
 )
 def tag(
@@ -173,6 +174,10 @@ def tag(
     result: TagResult = _run(TagJob.parse({"tagger": tagger, **given}), home)
     if as_json:
         print_json(result)
+        return
+    for compared in result.compared:
+        print_lines(f"{compared.tagger}: {compared.text}")
+    if result.compared:
         return
     if result.stopped:
         out_console.print("Stopped. Run the same command again for the images without a caption.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.buckets import Focus, PlacedImage, Size
+from lora_studio.dataset.buckets import Focus, PlacedImage, Placement, Size
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.marks import change_marks
 from lora_studio.dataset.training_images import DatasetImage, read_images
@@ -44,6 +44,11 @@ class ImageCrop(BaseModel):
             cropped=PlacedImage(image.path, image.size, placement).cropped,
             focus=image.focus,
         )
+
+    @property
+    def placement(self) -> Placement:
+        """Its bucket and crop, as the trainer has them."""
+        return Placement(self.bucket, self.scaled, self.crop)
 
     @property
     def text(self) -> str:

@@ -166,6 +166,8 @@ class TagJob(Job):
         max_length=1000,
     )
 
+    compare: Path | None = Field(default=None, description="Compare the taggers on this image, and write no caption.")
+
     @model_validator(mode="before")
     @classmethod
     def _several_taggers(cls, values: Any) -> Any:

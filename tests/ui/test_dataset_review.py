@@ -14,6 +14,7 @@ from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.review import review_status
 from lora_studio.dataset.scan import scan
 from lora_studio.example import EXAMPLE_IMAGES
+from lora_studio.ui.dataset.gallery_handlers import GalleryHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.workspace.project import Home, Project, ProjectInfo
@@ -94,11 +95,9 @@ def test_marks_of_reviewed_images_survive_a_scan_and_a_reload(project: Project, 
     Manifest.of_scan(project.dataset_dir, report, stamps).save_scan(project.path)
     updates = interface.open_project(project.name)
     assert "1 of 3 reviewed" in updates["review_progress"]
-    assert shown(interface.call(CaptionHandlers.filter_changed, dataset_filter="Unreviewed")["dataset_grid"]) == [
-        "key.png",
-        "umbrella.png",
-    ]
-    interface.call(CaptionHandlers.filter_changed, dataset_filter="All")
+    grid = interface.call(GalleryHandlers.filter_picked, pick="filter:Unreviewed")["dataset_grid"]
+    assert shown(grid) == ["key.png", "umbrella.png"]
+    interface.call(GalleryHandlers.filter_picked, pick="all")
     updates = interface.call(CaptionHandlers.toggle_reviewed)
     assert "0 of 3 reviewed" in updates["review_progress"]
     assert "guitar.png" in updates["review_line"]
@@ -265,13 +264,13 @@ def test_keys_work_after_clicks_and_during_requests(open_page: Callable[..., Any
     line.get_by_text("8 of 9").wait_for()
     page.keyboard.press("Enter")
     line.get_by_text("9 of 9").wait_for()
-    page.locator("#dataset-filter").get_by_text("Unreviewed", exact=True).click()
+    page.locator("#dataset-filter").get_by_role("button", name="Unreviewed").click()
     page.locator("#dataset-grid").get_by_text("1–8 of 8 images").wait_for()
     for key in ("Enter", " "):
         page.keyboard.press(key)
     page.locator("#review-progress").get_by_text("3 of 9 reviewed").wait_for()
     line.get_by_text("2 of 9").wait_for()
-    page.locator("#dataset-filter").get_by_text("All", exact=True).click()
+    page.locator("#dataset-filter").get_by_role("button", name="All").click()
     page.locator("#dataset-grid").get_by_text("1–9 of 9 images").wait_for()
     page.locator(f"#dataset-grid .shot[title^='{names[4]}']").click()
     for key in ("j", "Enter"):

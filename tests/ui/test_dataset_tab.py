@@ -30,6 +30,7 @@ from lora_studio.ui.dataset import background_scan as background_scan
 from lora_studio.ui.dataset.caption_edit import change_caption
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curate import CurationHandlers
+from lora_studio.ui.dataset.gallery_handlers import GalleryHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.image_item import Filter, image_id
 from lora_studio.ui.dataset.tab import DatasetTab
@@ -416,10 +417,11 @@ def test_grid_shows_images_that_match_the_filter(project: Project, interface: In
     interface.call(DatasetTab.section_changed, dataset_section="Review")
 
     def left(chosen: Filter) -> list[str]:
-        grid = interface.call(CaptionHandlers.filter_changed, dataset_filter=chosen.value)["dataset_grid"]
+        interface.call(GalleryHandlers.filter_picked, pick="all")
+        grid = interface.call(GalleryHandlers.filter_picked, pick=f"filter:{chosen}")["dataset_grid"]
         return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
 
-    assert left(Filter.ALL) == NAMES
+    assert left(Filter.UNREVIEWED) == NAMES
     assert left(Filter.NO_CAPTION) == ["guitar-mirrored.png", "umbrella.png"]
     assert left(Filter.NO_TRIGGER) == ["guitar.png"]
     assert left(Filter.FLAGGED) == ["guitar-mirrored.png", "umbrella.png"]

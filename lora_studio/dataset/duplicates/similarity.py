@@ -83,13 +83,9 @@ def compare_features(
     # The mean over all pairs without computing them, as |sum of unit vectors|^2 = number + sum over pairs.
     mean = (float(np.square(correlated.sum(axis=0, dtype=np.float64)).sum()) - number) / (number * (number - 1))
     figure = round(100 * min(1.0, max(0.0, 1 - mean)))
-    if number >= MIN_STANDARDISED_IMAGES:
-        # Dividing a nearly constant feature by its standard deviation would amplify noise.
-        deviation = matrix.std(axis=0)
-        standardised = (matrix - matrix.mean(axis=0)) / (deviation + 0.01 * np.max(deviation) + 1e-6)
-        compared, min_cosine = _unit(standardised), MIN_SIMILARITY
-    else:
-        compared, min_cosine = correlated, MIN_CORRELATION
+    standardised = number >= MIN_STANDARDISED_IMAGES
+    compared = _standardised(matrix) if standardised else correlated
+    min_cosine = MIN_SIMILARITY if standardised else MIN_CORRELATION
     similar, highest = _similar_and_highest_pairs(compared, min_cosine, report_progress)
     diversity = Diversity(
         images=number,
@@ -101,6 +97,30 @@ def compare_features(
         ],
     )
     return _groups(chosen, similar), diversity
+
+
+def nearest_similarities(features: NDArray[np.float16]) -> Floats:
+    """Return the similarity of each of two or more images to the one that is most similar to it, 1 at most.
+
+    `features` are [images, F].
+    """
+    matrix = features.astype(np.float32)
+    is_large = len(matrix) >= MIN_STANDARDISED_IMAGES
+    compared = _standardised(matrix) if is_large else _unit(matrix - matrix.mean(axis=1, keepdims=True))
+    nearest = np.empty(len(matrix), np.float32)
+    for start in range(0, len(matrix), _ROWS):
+        cosine = compared[start : start + _ROWS] @ compared.T
+        rows = np.arange(len(cosine))
+        cosine[rows, start + rows] = -1  # the image itself
+        nearest[start : start + _ROWS] = cosine.max(axis=1)
+    return np.clip(nearest, -1, 1)
+
+
+def _standardised(matrix: Floats) -> Floats:
+    """Return features standardised over the dataset, in rows of unit length."""
+    deviation = matrix.std(axis=0)
+    # Dividing a nearly constant feature by its standard deviation would amplify noise.
+    return _unit((matrix - matrix.mean(axis=0)) / (deviation + 0.01 * np.max(deviation) + 1e-6))
 
 
 def _unit(matrix: NDArray[Any]) -> Floats:

@@ -39,6 +39,7 @@ class CatalogueEntry:
     location: str | Callable[[], Path]
     output_kind: Literal["tags", "sentences"]
     why: str
+    takes_prompt: bool = False
 
     @property
     def is_embedded(self) -> bool:
@@ -85,19 +86,25 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
             "florence-community/Florence-2-base",
             "sentences",
             "Several sentences; a small model (0.5 GB) that is quick without a GPU, too.",
+            takes_prompt=True,
         ),
         "florence2-large": CatalogueEntry(
-            "florence-community/Florence-2-large", "sentences", "Several sentences; three times the size of florence2."
+            "florence-community/Florence-2-large",
+            "sentences",
+            "Several sentences; three times the size of florence2.",
+            takes_prompt=True,
         ),
         "qwen2.5-vl": CatalogueEntry(
             "Qwen/Qwen2.5-VL-3B-Instruct",
             "sentences",
             "Follows a prompt of your own, in any language; 8 GB, for a GPU with 10 GB.",
+            takes_prompt=True,
         ),
         "joycaption": CatalogueEntry(
             "fancyfeast/llama-joycaption-beta-one-hf-llava",
             "sentences",
             "Made for captions of training images, follows a prompt; 17 GB, for a GPU with 20 GB.",
+            takes_prompt=True,
         ),
         "demo": CatalogueEntry(
             demo.tagger_path, "tags", "Ships with the studio and recognises emoji; nothing to download."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.review import record_reviewed_captions
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
+from lora_studio.dataset.tagging.compare import ComparedTagger, compare_taggers
 from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.runner import ImagePrediction, TaggerRunner, image_sha256
 from lora_studio.dataset.tagging.selection import TagSelection, describe, merged
@@ -43,12 +45,16 @@ class Failure(BaseModel):
 
 
 class TagResult(BaseModel):
-    """Result of a tagging job: the number of captions written and of captions kept, and the images that failed."""
+    """Result of a tagging job: the number of captions written and of captions kept, and the images that failed.
+
+    `compared` is that of a job which compares taggers on one image and writes nothing.
+    """
 
     tagged: int = 0
     skipped: int = 0
     failed: list[Failure] = []
     stopped: bool = False
+    compared: list[ComparedTagger] = []
 
 
 def tag(
@@ -66,6 +72,8 @@ def tag(
     it lacks (append), or is replaced (overwrite). An image that cannot be read is reported and skipped. Raises
     InputError for a dataset without images or a tagger that cannot be found or loaded; DiskFullError.
     """
+    if job.compare is not None:
+        return _compare(job, job.compare, home, report, should_stop)
     images = find_images(job.dataset)
     if not images:
         raise InputError(
@@ -107,17 +115,27 @@ def combined_caption(old: str, predicted: str, existing: ExistingCaptions, trigg
 
 def _open_taggers(job: TagJob, home: Home, report: Report) -> list[TaggerRunner]:
     """Find the taggers of a job and open their caches."""
+    return [_open_tagger(job, home, report, name) for name in dict.fromkeys([job.tagger, *job.also])]
 
+
+def _open_tagger(job: TagJob, home: Home, report: Report, name: str) -> TaggerRunner:
     def report_phase(message: str) -> None:
         report(PhaseEvent(message=message))
 
-    names = dict.fromkeys([job.tagger, *job.also])
     prompt = job.prompt.replace("{trigger}", job.trigger_word)
-    found = [
-        find_tagger(name, home=home, on_progress=report_phase).with_prompt(prompt, job.max_caption_tokens)
-        for name in names
-    ]
-    return [TaggerRunner(files, TagCache.of(files, home), report_phase) for files in found]
+    files = find_tagger(name, home=home, on_progress=report_phase).with_prompt(prompt, job.max_caption_tokens)
+    return TaggerRunner(files, TagCache.of(files, home), report_phase)
+
+
+def _compare(job: TagJob, image: Path, home: Home, report: Report, should_stop: Callable[[], bool]) -> TagResult:
+    """Run the taggers of a job on one image, without writing a caption."""
+    names = list(dict.fromkeys([job.tagger, *job.also]))
+    found = compare_taggers(image, names, partial(_open_tagger, job, home, report), _selection(job), should_stop)
+    return TagResult(compared=found, stopped=len(found) < len(names))
+
+
+def _selection(job: TagJob) -> TagSelection:
+    return TagSelection(job.threshold, job.character_threshold, only=job.only_tags, exclude=job.exclude_tags)
 
 
 def _fill_cache(
@@ -190,8 +208,7 @@ class _TagRun:
             self.report(TaggedEvent(**self._count(path), caption=text))
 
     def _predicted_caption(self, image: Path, last: Prediction) -> str:
-        job = self.job
-        selection = TagSelection(job.threshold, job.character_threshold, only=job.only_tags, exclude=job.exclude_tags)
+        selection = _selection(self.job)
         predictions = [last]
         if len(self.runners) > 1:
             sha256 = self.sha256_of(image)

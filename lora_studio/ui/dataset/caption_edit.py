@@ -12,7 +12,7 @@ from lora_studio.dataset.marks import change_marks
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.dataset.image_item import ImageItem, Selection
+from lora_studio.ui.dataset.image_item import ImageItem
 from lora_studio.ui.dataset.state import DatasetState, Draft, one_line, original_of
 
 
@@ -95,29 +95,3 @@ def move_tag(caption: str, tag: str, index: int) -> str:
     tags.remove(tag)
     tags.insert(index, tag)
     return join_tags(tags)
-
-
-def neighbour(contents: Contents, identity: str, selection: Selection, step: int) -> ImageItem | None:
-    """Return the previous (-1) or next (1) image that matches the filter, wrapping around at the ends.
-
-    Returns the current image if no other one matches, and None if there are no images.
-    """
-    items = contents.items
-    if not items:
-        return None
-    current = contents.images.indices.get(identity, 0 if step < 0 else -1)
-    for distance in range(1, len(items) + 1):
-        item = items[(current + step * distance) % len(items)]
-        if item.matches(selection):
-            return item
-    return items[max(current, 0)]
-
-
-def next_after_removal(
-    contents: Contents, removed: ImageItem, left: Contents, selection: Selection
-) -> ImageItem | None:
-    """Return the image that followed the removed one and is `left`, preferably one that matches the filter."""
-    index = contents.index(removed)
-    following = [*contents.items[index + 1 :], *contents.items[:index]]
-    existing = [left.by_id[item.id] for item in following if item.id in left.by_id]
-    return next((item for item in existing if item.matches(selection)), existing[0] if existing else None)

@@ -20,6 +20,8 @@ KEYS = (
     ("R", "mark or unmark"),
     ("A", "add a tag"),
     ("Delete", "set aside"),
+    ("V", "large view: zoom, crop, rotate"),
+    ("X", "select"),
     ("Ctrl Z", "undo"),
 )
 POSITIONS = (
@@ -132,7 +134,7 @@ def build_review() -> ReviewPanel:
     """Create the components of Review."""
     with gr.Column(visible=False) as column:
         progress = html(elem_id="review-progress")
-        picture = html(elem_id="review-picture")
+        picture = pickable(elem_id="review-picture")
         line = html(elem_id="review-line", classes="picture-line")
         with gr.Row(elem_classes="actions review-actions"):
             previous = gr.Button("Previous", elem_id="review-previous", min_width=80)

@@ -114,7 +114,7 @@ def bulk_action_changed(panel: CaptionsPanel, action: str) -> Updates:
 def bulk_plan(state: DatasetState, form: BulkForm) -> EditPlan:
     """Return what the form would change; raise InputError for an invalid form or no images."""
     contents = state.contents
-    items = contents.matching(state.selection) if form.scope == Scope.FILTERED else contents.items
+    items = state.gallery.matching if form.scope == Scope.FILTERED else contents.items
     if not items:
         raise InputError("No image matches the filter.", "Choose another filter, or all images.", code="nothing")
     known = {item.path: item.caption for item in items if item.caption is not None}

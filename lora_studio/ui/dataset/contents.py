@@ -18,7 +18,7 @@ from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.derived import BucketStatistics, CaptionStatistics, ImageStatistics
-from lora_studio.ui.dataset.image_item import ImageItem, Selection, image_id
+from lora_studio.ui.dataset.image_item import ImageItem, image_id
 from lora_studio.ui.dataset.stat_cache import ProjectCache, own_files
 from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import Project
@@ -95,7 +95,8 @@ class Contents:
         items = self._replaced(affected, manifest, proposed)
         groups = _groups(manifest, {item.path for item in items}, proposed) if proposals_changed else self.groups
         captions_changed = bool(images or stems)
-        statistics = ImageStatistics(items, manifest) if images else self.images
+        placed_anew = bool(images) or manifest.marks.focus != self.manifest.marks.focus
+        statistics = ImageStatistics(items, manifest) if placed_anew else self.images
         return Contents(
             self.project,
             self.trigger,
@@ -104,7 +105,7 @@ class Contents:
             manifest,
             statistics,
             CaptionStatistics(items, self.trigger) if captions_changed else self.captions,
-            BucketStatistics(statistics, self.project) if images or settings_changed else self.bucketing,
+            BucketStatistics(statistics, self.project) if placed_anew or settings_changed else self.bucketing,
             suffixes,
         )
 
@@ -163,10 +164,6 @@ class Contents:
         if found is None:
             raise InputError("That image is no longer in the dataset.", "Choose another one.", code="no_image")
         return found
-
-    def matching(self, selection: Selection) -> list[ImageItem]:
-        """Return the images that the grid shows."""
-        return self.items if selection == Selection() else [item for item in self.items if item.matches(selection)]
 
     @cached_property
     def by_id(self) -> dict[str, ImageItem]:

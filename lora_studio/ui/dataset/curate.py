@@ -13,7 +13,7 @@ from lora_studio.errors import InputError
 from lora_studio.plurals import format_count
 from lora_studio.ui.dataset import curation_view, variety
 from lora_studio.ui.dataset.background_scan import ScanRunner
-from lora_studio.ui.dataset.caption_edit import next_after_removal, save_draft
+from lora_studio.ui.dataset.caption_edit import save_draft
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curation_view import kept_card, restored_card, set_aside_card
 from lora_studio.ui.dataset.image_item import ImageItem, image_id
@@ -58,14 +58,14 @@ class CurationHandlers:
             case Pick.SHOW:
                 return self._open_in_review(state, subject)
             case Pick.SET_ASIDE:
-                return self._set_aside(state, [state.contents.item(subject)])
+                return self.set_aside_items(state, [state.contents.item(subject)])
             case Pick.USE_INSTEAD:
                 return self._use_instead(state, state.contents.item(subject))
             case Pick.KEEP | Pick.UNKEEP:
                 items = [state.contents.item(identity) for identity in subject.split(",")]
-                return _with_kept(state, items, kept=verb == Pick.KEEP)
+                return with_kept(state, items, kept=verb == Pick.KEEP)
             case Pick.RESTORE:
-                return self._restore(state, subject.split(","))
+                return self.restore(state, subject.split(","))
         raise InputError("Unknown button.", "Reload the page.", code="pick")
 
     def keys_pressed(self, state: DatasetState, presses: object) -> DatasetState:
@@ -74,24 +74,23 @@ class CurationHandlers:
 
     def set_aside_proposed(self, state: DatasetState) -> DatasetState:
         """Set aside all images that the scan proposes to remove."""
-        return self._set_aside(state, state.contents.proposed)
+        return self.set_aside_items(state, state.contents.proposed)
 
     def set_current_aside(self, state: DatasetState) -> DatasetState:
         """Set aside the image in Review."""
         state = save_draft(state)
-        return self._set_aside(state, [state.contents.item(state.place.draft.image)])
+        return self.set_aside_items(state, [state.contents.item(state.place.draft.image)])
 
     def keep_flagged(self, state: DatasetState) -> DatasetState:
         """Mark all images to check as kept."""
         items = state.contents.flagged
         if not items:
             raise InputError("There are no images to check.", "Scan again to look for issues.", code="nothing")
-        undo = f"{Pick.UNKEEP}:{','.join(item.id for item in items)}"
-        return replace(_with_kept(state, items, kept=True), message=Message(kept_card(len(items), undo), undo))
+        return keep(state, items)
 
     def restore_all(self, state: DatasetState) -> DatasetState:
         """Restore all images that were set aside."""
-        return self._restore(state)
+        return self.restore(state)
 
     def _press(self, state: DatasetState, press: str) -> DatasetState:
         button = pressed_button(state, press)
@@ -101,13 +100,13 @@ class CurationHandlers:
         state = save_draft(state)
         return state.with_image(state.contents.item(identity)).at_section(Section.REVIEW)
 
-    def _set_aside(self, state: DatasetState, items: Sequence[ImageItem], reason: str = "") -> DatasetState:
+    def set_aside_items(self, state: DatasetState, items: Sequence[ImageItem], reason: str = "") -> DatasetState:
         """Set images aside; if the image in Review is one of them, show the next one."""
-        before, removed = state.contents, state.current
+        before, removed = state.gallery, state.current
         message = set_aside(state.project, items, reason)
         state = replace(state.after_change([item.path for item in items]), message=message)
         if removed is not None and state.current is None:
-            following = next_after_removal(before, removed, state.contents, state.selection)
+            following = before.after_removal(removed, state.contents)
             state = state.with_draft(Draft.of(following))
         return state
 
@@ -115,12 +114,13 @@ class CurationHandlers:
         """Keep a duplicate and set aside the image proposed to be kept; scan again if the group has more duplicates."""
         group = group_with_duplicate(state.contents, item)
         keeper = state.contents.by_path[group.keep]
-        state = self._set_aside(state, [keeper], f"{item.name} is used instead")
+        state = self.set_aside_items(state, [keeper], f"{item.name} is used instead")
         if len(group.reject) > 1 and not self.scans.is_running(state.project):
             self.scans.start(state.project)
         return replace(state, scan=self.scans.view(state.project))
 
-    def _restore(self, state: DatasetState, ids: Sequence[str] | None = None) -> DatasetState:
+    def restore(self, state: DatasetState, ids: Sequence[str] | None = None) -> DatasetState:
+        """Restore images that were set aside, all or those of `ids`."""
         message, restored = restore(state.project, ids)
         return replace(state.after_change(restored), message=message)
 
@@ -175,7 +175,13 @@ def group_with_duplicate(contents: Contents, item: ImageItem) -> DuplicateGroup:
     raise InputError(f"{item.name} is no longer a duplicate.", "Scan again.", code="no_group")
 
 
-def _with_kept(state: DatasetState, items: Sequence[ImageItem], *, kept: bool) -> DatasetState:
+def keep(state: DatasetState, items: Sequence[ImageItem]) -> DatasetState:
+    """Mark images as kept, with a message that can undo it; raise InputError before their first scan."""
+    undo = f"{Pick.UNKEEP}:{','.join(item.id for item in items)}"
+    return replace(with_kept(state, items, kept=True), message=Message(kept_card(len(items), undo), undo))
+
+
+def with_kept(state: DatasetState, items: Sequence[ImageItem], *, kept: bool) -> DatasetState:
     """Mark images to be kept whatever the scan finds, or remove the marks; raise InputError before their first scan."""
     hashes = []
     for item in items:

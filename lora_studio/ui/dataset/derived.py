@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from lora_studio.dataset.buckets import Bucket, bucket_plan
 from lora_studio.dataset.captions.lint import Finding, lint_captions
 from lora_studio.dataset.captions.statistics import TagTable
+from lora_studio.dataset.crops import ImageCrop
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.training_images import DatasetImages, read_images, select_images
+from lora_studio.dataset.training_images import DatasetImage, DatasetImages, read_images, select_images
 from lora_studio.dataset.validation_split import SplitSuggestion
 from lora_studio.planning.project_plan import project_recipe
 from lora_studio.settings.recipe import Recipe
@@ -87,9 +89,23 @@ class BucketStatistics:
         return project_recipe(self.project)
 
     @cached_property
+    def _images(self) -> DatasetImages:
+        """The images that a run reads: those of the project's subsets, else of the sets."""
+        subsets = [subset for subset in self.project.subsets(self.project.info()) if not subset.is_reg]
+        return read_images(self.project.dataset_dir, subsets=subsets) if subsets else self.images.trained
+
+    @cached_property
+    def _by_path(self) -> dict[Path, DatasetImage]:
+        return {image.path: image for image in self._images.images}
+
+    def crop_of(self, image: Path) -> ImageCrop | None:
+        """Return what training sees of an image, by the trainer's own placement; None if it is not trained on."""
+        found = self._by_path.get(image)
+        return ImageCrop.of(found, self.recipe) if found else None
+
+    @cached_property
     def buckets(self) -> list[Bucket]:
         """The aspect buckets of the images that the recipe trains on, with the repeats of the project's subsets."""
-        subsets = [subset for subset in self.project.subsets(self.project.info()) if not subset.is_reg]
-        images = read_images(self.project.dataset_dir, subsets=subsets) if subsets else self.images.trained
-        training = images.split(self.recipe).training
-        return bucket_plan(((image.path, image.size, repeats) for image, repeats in training), self.recipe)
+        training = self._images.split(self.recipe).training
+        focus = {image.path: image.focus for image, _ in training if image.focus}
+        return bucket_plan(((image.path, image.size, repeats) for image, repeats in training), self.recipe, focus)

@@ -11,7 +11,7 @@ from lora_studio.dataset.captions.lint import find_fix
 from lora_studio.dataset.captions.text import with_trigger
 from lora_studio.dataset.marks import change_marks
 from lora_studio.errors import InputError
-from lora_studio.ui.dataset.caption_edit import change_caption, chip_edit, neighbour, save_draft
+from lora_studio.ui.dataset.caption_edit import change_caption, chip_edit, save_draft
 from lora_studio.ui.dataset.captions import FindingPick, apply_previewed, bulk_plan, report_card
 from lora_studio.ui.dataset.image_item import ImageItem
 from lora_studio.ui.dataset.layout import DatasetLayout
@@ -29,8 +29,7 @@ class CaptionHandlers:
     def wire(self, events: Events, layout: DatasetLayout) -> None:
         """Register the events."""
         left, statistics = layout.left, layout.statistics
-        for event in (left.filter.input, left.tag_side.input):
-            events.on(event, self.filter_changed, trigger_mode="always_last")
+        events.on(left.tag_side.input, self.filter_changed, trigger_mode="always_last")
         events.on(left.tag.submit, self.filter_changed)
         events.on(left.tag.blur, self.filter_changed)
         for table in (statistics.table, statistics.co_occurrence):
@@ -120,9 +119,9 @@ class CaptionHandlers:
                 finding, fix = find_fix(state.contents.captions.findings, key)
                 return _edited(state, lambda history: history.apply(plan_edit(finding.images, fix.edit)))
             case FindingPick.SHOW:
-                return state.with_filters(Filters(finding=key))
+                return state.with_filters(Filters(finding=key, sort=state.place.filters.sort))
             case FindingPick.TAG:
-                return state.with_filters(Filters(tag=key))
+                return state.with_filters(Filters(tag=key, sort=state.place.filters.sort))
         raise InputError("Unknown button.", "Reload the page.", code="pick")
 
     def preview(self, state: DatasetState, form: BulkForm) -> DatasetState:
@@ -133,14 +132,14 @@ class CaptionHandlers:
     def apply(self, state: DatasetState, form: BulkForm) -> DatasetState:
         """Apply the bulk edit that was previewed."""
         report = apply_previewed(state, form)
-        return replace(_with_captions(state, report), preview=BulkPreview())
+        return replace(with_captions(state, report), preview=BulkPreview())
 
     @allowed(Role.GUEST)
     def tag_clicked(self, state: DatasetState, pick: object) -> DatasetState:
         """Filter the images by a tag of the statistics, or show another page of its table."""
         verb, _, subject = str(pick).partition(":")
         if verb == TagPick.TAG and subject:
-            return state.with_filters(Filters(tag=subject))
+            return state.with_filters(Filters(tag=subject, sort=state.place.filters.sort))
         if verb == TagPick.PAGE and subject.isdecimal():
             return state.at_statistics_page(int(subject))
         raise InputError("Unknown button.", "Reload the page.", code="pick")
@@ -148,7 +147,7 @@ class CaptionHandlers:
 
 def _step(state: DatasetState, step: int) -> DatasetState:
     """Return the state with the next (1) or previous (-1) image that matches the filter."""
-    return state.with_image(neighbour(state.contents, state.place.draft.image, state.selection, step))
+    return state.with_image(state.gallery.neighbour(state.place.draft.image, step))
 
 
 def _mark(state: DatasetState, reviewed: Callable[[ImageItem], bool]) -> DatasetState:
@@ -169,10 +168,10 @@ def _mark(state: DatasetState, reviewed: Callable[[ImageItem], bool]) -> Dataset
 def _edited(state: DatasetState, action: Callable[[CaptionHistory], EditReport]) -> DatasetState:
     """Return the state after an edit of the caption history."""
     state = save_draft(state)
-    return _with_captions(state, action(CaptionHistory.of(state.project.dataset_dir)))
+    return with_captions(state, action(CaptionHistory.of(state.project.dataset_dir)))
 
 
-def _with_captions(state: DatasetState, report: EditReport) -> DatasetState:
+def with_captions(state: DatasetState, report: EditReport) -> DatasetState:
     """Return the state after an edit of captions, with a report of what changed."""
     images = [*report.changed, *(item.image for item in report.kept)]
     state = state.after_change(images).with_existing_image()

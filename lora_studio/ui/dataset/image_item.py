@@ -12,27 +12,40 @@ from pathlib import Path
 from lora_studio.dataset.captions.lint import Caption
 from lora_studio.dataset.captions.text import deduplicated, split_tags, with_trigger
 from lora_studio.dataset.images.decode import ImageInfo
-from lora_studio.workspace.project import Project
+from lora_studio.workspace.project import SET_FOLDER, Project
 
 
 class Filter(StrEnum):
-    """Filters of the grid."""
+    """Filters of the grid, of which any number can be chosen; SET_ASIDE shows the images outside of the dataset."""
 
-    ALL = "All"
     NO_CAPTION = "No caption"
     NO_TRIGGER = "No trigger word"
     UNREVIEWED = "Unreviewed"
     FLAGGED = "To check"
+    HIGH_LOSS = "High loss"
+    SET_ASIDE = "Set aside"
+
+
+class Sort(StrEnum):
+    """Orders of the grid."""
+
+    NAME = "By name"
+    LARGEST = "Largest first"
+    SMALLEST = "Smallest first"
+    QUALITY = "Most issues first"
+    SIMILARITY = "Most similar first"
+    LOSS = "Highest loss first"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Conditions that an image of the grid meets: a filter, a tag (or its absence), membership in `only` if given."""
+    """Conditions that an image of the grid meets: filters, a tag (or its absence), a set, membership in `only`."""
 
-    filter: Filter = Filter.ALL
+    filters: frozenset[Filter] = frozenset()
     tag: str = ""
     without_tag: bool = False
     only: frozenset[Path] | None = None
+    set_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,12 @@ class ImageItem:
     def name(self) -> str:
         """The file's name as printable text."""
         return display_name(self.path)
+
+    @cached_property
+    def set_name(self) -> str:
+        """The name of its set folder, such as 10_saria; empty if it is in none."""
+        folder = self.path.parent.name
+        return folder if SET_FOLDER.match(folder) else ""
 
     @cached_property
     def has_trigger(self) -> bool:
@@ -86,22 +105,24 @@ class ImageItem:
         issues = [issue.message for issue in self.info.issues] if self.info else []
         return [*proposal, *(message for message in issues if message not in proposal)]
 
-    def matches(self, selection: Selection) -> bool:
-        """Return whether the image meets all conditions of a selection."""
+    @cached_property
+    def flags(self) -> frozenset[Filter]:
+        """The filters that show it, except those that depend on a run."""
+        flags = {
+            Filter.NO_CAPTION: not self.caption,
+            Filter.NO_TRIGGER: bool(self.caption) and not self.has_trigger,
+            Filter.UNREVIEWED: not self.reviewed,
+            Filter.FLAGGED: bool(self.issues),
+        }
+        return frozenset(name for name, is_set in flags.items() if is_set)
+
+    def meets(self, selection: Selection, *, any_set: bool = False) -> bool:
+        """Return whether the image meets a selection apart from its filters; with `any_set`, whatever its set."""
         if selection.tag and (selection.tag.casefold() in self.folded_tags) == selection.without_tag:
             return False
-        if selection.only is not None and self.path not in selection.only:
+        if selection.set_name and not any_set and self.set_name != selection.set_name:
             return False
-        match selection.filter:
-            case Filter.NO_CAPTION:
-                return not self.caption
-            case Filter.NO_TRIGGER:
-                return bool(self.caption) and not self.has_trigger
-            case Filter.UNREVIEWED:
-                return not self.reviewed
-            case Filter.FLAGGED:
-                return bool(self.issues)
-        return True
+        return selection.only is None or self.path in selection.only
 
 
 def image_id(project: Project, path: Path) -> str:

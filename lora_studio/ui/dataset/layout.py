@@ -17,7 +17,7 @@ from lora_studio.ui.dataset.caption_panels import (
     build_review,
     build_statistics,
 )
-from lora_studio.ui.dataset.image_item import Filter
+from lora_studio.ui.dataset.image_item import Sort
 from lora_studio.ui.dataset.state import Section
 from lora_studio.ui.dataset.tag_panel import TagPanel, build_tag_panel
 from lora_studio.ui.widgets.html import empty_card, html, pickable, render
@@ -25,6 +25,7 @@ from lora_studio.ui.widgets.segments import segments
 
 INCLUDES_TAG, EXCLUDES_TAG = "with tag", "without tag"
 SCAN_TICK_SECONDS = 0.5
+ALL = "*"  # instead of the ids of selected images: every image that matches the filters, on all pages
 IMPORT_FILE_TYPES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
 CURATE_KEYS = "Keys: ↓ and ↑ select, Delete sets aside, K keeps, U uses the duplicate instead, Z undoes."
 
@@ -46,9 +47,11 @@ class Left(NamedTuple):
     choose: gr.UploadButton
     example: gr.Button
     grid_side: gr.Column
-    filter: gr.Radio
+    filter: gr.HTML
     tag: gr.Textbox
     tag_side: gr.Radio
+    sort: gr.Dropdown
+    selection: gr.HTML
     grid: gr.HTML
     curate_side: gr.Column
     groups: gr.HTML
@@ -86,6 +89,10 @@ class Held(NamedTuple):
     """What the page remembers between events, see `DatasetState`."""
 
     finding: gr.Textbox
+    chosen: gr.State
+    set_name: gr.State
+    is_viewing: gr.State
+    sort: gr.State
     grid_page: gr.State
     shown_scan: gr.State
     shown_tagging: gr.State
@@ -103,22 +110,27 @@ class DatasetLayout(NamedTuple):
     captions: CaptionsPanel
     statistics: StatisticsPanel
     held: Held
+    viewer: gr.HTML
     scan_timer: gr.Timer
 
     @property
     def inputs(self) -> list[Component]:
         """Inputs of every handler: the section, the filters, and the caption that may be unsaved."""
         left, review = self.left, self.review
-        filters = [left.filter, left.tag, left.tag_side]
+        filters = [left.tag, left.tag_side, left.sort]
         draft = [review.current, review.original, review.caption]
         return [self.top.section, *filters, *draft, self.statistics.page, *self.held]
 
     @property
     def outputs(self) -> list[Block]:
         """All components that handlers of the tab may change."""
-        unchanged = (self.review.add, self.review.suggestions, self.review.keys, self.curate.keys)
+        unchanged = (
+            *(self.review.add, self.review.suggestions, self.review.keys),
+            *(self.curate.keys, self.left.selection),
+        )
         panels = (self.imports, self.curate, self.tag, self.review, self.captions, self.statistics)
-        parts = [*self.top, *self.left, *(item for panel in panels for item in panel), *self.held, self.scan_timer]
+        parts = [*self.top, *self.left, *(item for panel in panels for item in panel), *self.held]
+        parts += [self.viewer, self.scan_timer]
         return [part for part in parts if part not in unchanged]
 
 
@@ -132,8 +144,18 @@ def build_layout(*, local: bool) -> DatasetLayout:
             sides = build_import(local=local), build_curate(), build_tag_panel()
             panels = build_review(), build_captions(), build_statistics()
             finding = gr.Textbox(visible=False, elem_id="dataset-finding")
-    held = Held(finding, gr.State(0), gr.State(""), gr.State(""))
-    return DatasetLayout(top, left, *sides, *panels, held, gr.Timer(SCAN_TICK_SECONDS, active=False))
+    held = Held(
+        finding,
+        gr.State(()),
+        gr.State(""),
+        gr.State(False),
+        gr.State(Sort.NAME.value),
+        gr.State(0),
+        gr.State(""),
+        gr.State(""),
+    )
+    viewer = html(js=("pick.js", "image_viewer.js"), elem_id="dataset-viewer")
+    return DatasetLayout(top, left, *sides, *panels, held, viewer, gr.Timer(SCAN_TICK_SECONDS, active=False))
 
 
 def build_top() -> Top:
@@ -174,13 +196,7 @@ def build_left() -> Left:
             )
             example = gr.Button("Use the example set", scale=0, min_width=220, elem_id="dataset-example")
     with gr.Column(visible=False) as grid_side:
-        chosen = segments(
-            [item.value for item in Filter],
-            value=Filter.ALL.value,
-            label="Show",
-            elem_id="dataset-filter",
-            classes="small",
-        )
+        chosen = pickable(elem_id="dataset-filter")
         with gr.Row(elem_classes="tag-filter"):
             tag = gr.Textbox(
                 placeholder="Tag: long hair",
@@ -201,6 +217,17 @@ def build_left() -> Left:
                 scale=0,
                 min_width=190,
             )
+            sort = gr.Dropdown(
+                [order.value for order in Sort],
+                value=Sort.NAME.value,
+                label="Sort",
+                show_label=False,
+                container=False,
+                scale=0,
+                min_width=170,
+                elem_id="dataset-sort",
+            )
+        selected = html(render("dataset/selection.html", all=ALL), js="grid_select.js", elem_id="dataset-selection")
         grid = pickable(elem_id="dataset-grid")
     with gr.Column(visible=False) as curate_side:
         groups = pickable(elem_id="dataset-groups")
@@ -208,7 +235,8 @@ def build_left() -> Left:
         pairs = pickable(elem_id="dataset-pairs")
         buckets = pickable(elem_id="dataset-buckets")
     return Left(
-        empty, choose, example, grid_side, chosen, tag, tag_side, grid, curate_side, groups, flagged, pairs, buckets
+        *(empty, choose, example, grid_side, chosen, tag, tag_side, sort, selected, grid),
+        *(curate_side, groups, flagged, pairs, buckets),
     )
 
 

@@ -20,6 +20,7 @@ from lora_studio.ui.dataset.statistics import render_statistics
 from lora_studio.ui.dataset.suggestions import TagSuggester
 from lora_studio.ui.dataset.tagging import TaggingJobs
 from lora_studio.ui.dataset.tagging_view import render_tagging
+from lora_studio.ui.dataset.viewer import render_viewer
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card
 
@@ -50,6 +51,8 @@ class DatasetRenderer:
             **self._tagging(state),
             **render_review(self.layout.review, state, self.suggester),
             **self._captions_and_statistics(state),
+            self.layout.viewer: render_viewer(self.studio.home, state),
+            self.layout.held.is_viewing: state.place.is_viewing,
             **(self.studio.start_polling() if state.is_job_started else {}),
             **(self.error(state.error) if state.error else {}),
         }
@@ -108,21 +111,25 @@ class DatasetRenderer:
         place, ready = state.place, state.scan.thumbnails_ready
         return view.image_grid(
             self.studio.home,
-            state.contents,
-            state.selection,
+            state.gallery,
             place.grid_page,
             place.draft.image,
+            state.files.rejected,
             thumbnails_ready=ready,
         )
 
     def _filters(self, state: DatasetState) -> Updates:
         left, held, filters = self.layout.left, self.layout.held, state.place.filters
-        page: Updates = {held.grid_page: state.place.grid_page}
+        bar = view.filter_bar(state.gallery, len(state.files.rejected))
+        page: Updates = {held.grid_page: state.place.grid_page, left.filter: bar}
         if state.shown and state.shown.filters == filters:
             return page
         return {
             **page,
-            left.filter: filters.filter.value,
+            left.sort: filters.sort.value,
+            held.sort: filters.sort.value,
+            held.chosen: tuple(item.value for item in filters.chosen),
+            held.set_name: filters.set_name,
             left.tag: filters.tag,
             left.tag_side: EXCLUDES_TAG if filters.without_tag else INCLUDES_TAG,
             held.finding: filters.finding,

@@ -10,6 +10,7 @@ from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.caption_panels import ReviewPanel
 from lora_studio.ui.dataset.chips import tag_chips
+from lora_studio.ui.dataset.crop_frame import Frame, crop_text
 from lora_studio.ui.dataset.image_item import ImageItem, has_trigger
 from lora_studio.ui.dataset.state import DatasetState, Draft
 from lora_studio.ui.dataset.suggestions import TagSuggester
@@ -30,7 +31,8 @@ def render_review(panel: ReviewPanel, state: DatasetState, suggester: TagSuggest
     return {
         **_status(panel, state, item),
         panel.chips: tag_chips(item.caption or "", state.contents.trigger, suggester.confidences(item)),
-        **(_image(panel, suggester.home, item) if shown is None or shown.image != draft.image else {}),
+        panel.picture: _picture(suggester.home, state, item),
+        **(_opened(panel, item) if shown is None or shown.image != draft.image else {}),
         **(_draft(panel, state.contents.trigger, draft, shown) if draft != shown else {}),
         **({} if state.saved is None else {panel.saved: status_line(state.saved)}),
     }
@@ -65,7 +67,8 @@ def _status(panel: ReviewPanel, state: DatasetState, item: ImageItem) -> Updates
     size = f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
     reviewed = "reviewed" if item.reviewed else ""
     position = f"{contents.index(item) + 1:,} of {len(contents.items):,}"
-    line = " · ".join(part for part in (item.name, size, position, reviewed) if part)
+    parts = (item.name, item.set_name, size, position, reviewed)
+    line = " · ".join(part for part in parts if part)
     kept = [note("Marked as kept: the scan does not list it.")] if item.kept else []
     return {
         panel.progress: review_bar(contents.reviewed, len(contents.items)),
@@ -76,17 +79,25 @@ def _status(panel: ReviewPanel, state: DatasetState, item: ImageItem) -> Updates
     }
 
 
-def _image(panel: ReviewPanel, home: Home, item: ImageItem) -> Updates:
+def _picture(home: Home, state: DatasetState, item: ImageItem) -> Markup:
+    """Return the image with the frame of what training sees; a click opens it large."""
     try:
         url = thumbnail_url(home, item.path, LARGE_PX, sha256=item.info.sha256 if item.info else None)
     except (InputError, OSError):
         url = ""
-    return {
-        **_buttons(panel, has_image=True),
-        panel.picture: render("dataset/large_image.html", url=url, name=item.name),
-        panel.current: item.id,
-        panel.saved: "",
-    }
+    bucketing = state.contents.bucketing
+    crop = bucketing.crop_of(item.path)
+    return render(
+        "dataset/large_image.html",
+        url=url,
+        name=item.name,
+        frame=Frame.of(crop) if crop else None,
+        text=crop_text(crop, is_random=bucketing.recipe.random_crop),
+    )
+
+
+def _opened(panel: ReviewPanel, item: ImageItem) -> Updates:
+    return {**_buttons(panel, has_image=True), panel.current: item.id, panel.saved: ""}
 
 
 def _draft(panel: ReviewPanel, trigger: str, draft: Draft, shown: Draft | None) -> Updates:

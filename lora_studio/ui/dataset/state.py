@@ -18,9 +18,10 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.ui.dataset.background_scan import ScanView
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.dataset.image_item import Filter, ImageItem, Selection
+from lora_studio.ui.dataset.gallery import Gallery, latest_image_losses, similarities_of
+from lora_studio.ui.dataset.image_item import Filter, ImageItem, Selection, Sort
 from lora_studio.ui.dataset.view import PAGE_SIZE
-from lora_studio.workspace.project import Project
+from lora_studio.workspace.project import Home, Project
 
 MAX_PRESSES = 1000  # of one request
 
@@ -66,23 +67,29 @@ class Draft:
 
 @dataclass(frozen=True)
 class Filters:
-    """The filters of the grid; `finding` is the key of a finding of the caption checks."""
+    """The filters and the order of the grid; `finding` is the key of a finding of the caption checks."""
 
-    filter: Filter = Filter.ALL
+    chosen: frozenset[Filter] = frozenset()
     tag: str = ""
     without_tag: bool = False
     finding: str = ""
+    set_name: str = ""
+    sort: Sort = Sort.NAME
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the user is in the tab: what the page keeps between events. Pages count from 0."""
+    """Where the user is in the tab: what the page keeps between events. Pages count from 0.
+
+    `is_viewing`: the image in Review is shown large.
+    """
 
     section: Section = Section.IMPORT
     filters: Filters = Filters()
     grid_page: int = 0
     statistics_page: int = 0
     draft: Draft = Draft()
+    is_viewing: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,8 @@ class TagForm(NamedTuple):
     existing: str
     exclude: str | None
     only: str | None
+    prompt: str | None
+    max_caption_tokens: float
 
 
 class BulkForm(NamedTuple):
@@ -146,6 +155,7 @@ class DatasetFiles:
     """A project's dataset on disk, read when first used."""
 
     project: Project
+    home: Home
     loaded: Contents | None = None
 
     @cached_property
@@ -160,7 +170,7 @@ class DatasetFiles:
 
     def after_change(self, images: Iterable[Path] = ()) -> Self:
         """Return the dataset after the studio changed marks, or these images or their captions."""
-        return type(self)(self.project, self.contents.after_change(images))
+        return type(self)(self.project, self.home, self.contents.after_change(images))
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,20 @@ class DatasetState:
         filters = self.place.filters
         key, findings = filters.finding, self.contents.captions.findings if filters.finding else []
         found = next((frozenset(finding.images) for finding in findings if finding.key == key), None)
-        return Selection(filters.filter, " ".join(filters.tag.split()), filters.without_tag, found)
+        tag = " ".join(filters.tag.split())
+        return Selection(filters.chosen, tag, filters.without_tag, found, filters.set_name)
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The images of the grid."""
+        home, contents = self.files.home, self.contents
+        return Gallery(
+            contents,
+            self.selection,
+            self.place.filters.sort,
+            latest_image_losses(self.project),
+            lambda: similarities_of(home, contents),
+        )
 
     def at_section(self, section: Section) -> Self:
         """Return this state in another section."""
@@ -223,6 +246,10 @@ class DatasetState:
         """Return this state with another page of the tag table."""
         return replace(self, place=replace(self.place, statistics_page=page))
 
+    def viewing(self, is_viewing: bool) -> Self:
+        """Return this state with the large view opened or closed."""
+        return replace(self, place=replace(self.place, is_viewing=is_viewing))
+
     def with_draft(self, draft: Draft) -> Self:
         """Return this state with another caption in the text box."""
         return replace(self, place=replace(self.place, draft=draft))
@@ -233,7 +260,7 @@ class DatasetState:
 
     def with_image(self, item: ImageItem | None) -> Self:
         """Return this state with an image and its caption in Review, and the grid's page that has it."""
-        matching = self.contents.matching(self.selection)
+        matching = self.gallery.matching
         position = next((index for index, other in enumerate(matching) if item and other.id == item.id), None)
         page = self.place.grid_page if position is None else position // PAGE_SIZE
         return replace(self.with_draft(Draft.of(item)).at_grid_page(page), message=Message(), saved="")

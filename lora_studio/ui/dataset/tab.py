@@ -18,8 +18,9 @@ from lora_studio.ui.context import Page, Studio
 from lora_studio.ui.dataset.background_scan import ScanRunner
 from lora_studio.ui.dataset.caption_edit import save_draft
 from lora_studio.ui.dataset.curate import CurationHandlers
+from lora_studio.ui.dataset.gallery_handlers import GalleryHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers, Events
-from lora_studio.ui.dataset.image_item import Filter
+from lora_studio.ui.dataset.image_item import Filter, Sort
 from lora_studio.ui.dataset.layout import EXCLUDES_TAG, DatasetLayout, build_layout
 from lora_studio.ui.dataset.render import DatasetRenderer
 from lora_studio.ui.dataset.state import (
@@ -40,6 +41,7 @@ from lora_studio.ui.dataset.suggestions import TagSuggester
 from lora_studio.ui.dataset.tagging import TaggingJobs
 from lora_studio.ui.dataset.tagging_view import tag_defaults
 from lora_studio.ui.dataset.typing_help import TypingHelp
+from lora_studio.ui.dataset.viewer import ViewerHandlers
 from lora_studio.ui.roles import Role, allowed, is_owner
 from lora_studio.ui.server import Mode
 from lora_studio.ui.tab_events import PageValues, TabEvents
@@ -67,6 +69,8 @@ class DatasetTab:
         self.renderer = DatasetRenderer(studio, layout, self.tagging, self.suggester)
         self.curation = CurationHandlers(self.scans)
         self.captioning = CaptionHandlers()
+        self.gallery = GalleryHandlers(self.curation)
+        self.viewer = ViewerHandlers(self.scans)
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register all event handlers of the tab.
@@ -94,6 +98,8 @@ class DatasetTab:
         events.on(layout.review.keys.click, self.keys_pressed, sends="presses", trigger_mode="multiple")
         self.curation.wire(events, layout)
         self.captioning.wire(events, layout)
+        self.gallery.wire(events, layout)
+        self.viewer.wire(events, layout)
         events.on_tick(layout.scan_timer.tick, self.scan_tick, outputs)
         events.on_tick(self.studio.timer.tick, self.tagging_tick, outputs, trigger_mode="always_last")
         TypingHelp(self.studio, layout, self.suggester).wire()
@@ -112,6 +118,7 @@ class DatasetTab:
     def _wire_tagging(self, events: Events) -> None:
         tag = self.layout.tag
         events.on(tag.start.click, self.start_tagging, *tag.fields, form=TagForm)
+        events.on(tag.compare.click, self.compare_taggers, *tag.fields, form=TagForm)
         events.on(tag.stop.click, self.stop_tagging)
         events.on(tag.resume.click, self.resume_tagging)
 
@@ -122,19 +129,23 @@ class DatasetTab:
         place = Place(
             Section(values[layout.top.section]),
             Filters(
-                Filter(values[left.filter]),
+                frozenset(map(Filter, values[layout.held.chosen])),
                 values[left.tag] or "",
                 values[left.tag_side] == EXCLUDES_TAG,
                 values[layout.held.finding] or "",
+                values[layout.held.set_name],
+                Sort(values[left.sort]),
             ),
             values[layout.held.grid_page],
             values[layout.statistics.page] or 0,
             Draft(values[review.current] or "", values[review.caption] or "", values[review.original] or ""),
+            values[layout.held.is_viewing],
         )
         if not is_owner():  # nothing that others type is saved
             place = replace(place, draft=replace(place.draft, text=place.draft.caption_before))
-        shown = values[layout.held.shown_scan], values[layout.held.shown_tagging]
-        return DatasetState(DatasetFiles(project), place, self.scans.view(project), place, *shown)
+        shown = replace(place, filters=replace(place.filters, sort=Sort(values[layout.held.sort])))
+        keys = values[layout.held.shown_scan], values[layout.held.shown_tagging]
+        return DatasetState(DatasetFiles(project, self.studio.home), place, self.scans.view(project), shown, *keys)
 
     def recover(self, state: DatasetState, error: StudioError) -> DatasetState | None:
         """Show the dataset as it is on disk if an image of the page is gone, as after a click in another window.
@@ -151,9 +162,8 @@ class DatasetTab:
         if is_owner():
             with suppress(StudioError):  # such as a full disk
                 record_reviewed_captions(project.dataset_dir)
-        state = DatasetState(
-            DatasetFiles(project), Place(), self.scans.view(project), message=Message(), preview=BulkPreview()
-        )
+        files, scan = DatasetFiles(project, self.studio.home), self.scans.view(project)
+        state = DatasetState(files, Place(), scan, message=Message(), preview=BulkPreview())
         state = replace(state.at_section(self._next_section(state)), tag_form=tag_defaults(state.contents))
         return self.renderer.render(state)
 
@@ -221,6 +231,12 @@ class DatasetTab:
         self.tagging.start(state.project, form)
         return replace(state, is_job_started=True)
 
+    def compare_taggers(self, state: DatasetState, form: TagForm) -> DatasetState:
+        """Run the tagger, and those that it is combined with, on the image in Review; no caption is written."""
+        state = save_draft(state.with_existing_image())
+        self.tagging.start(state.project, form, compare=state.contents.item(state.place.draft.image).path)
+        return replace(state, is_job_started=True)
+
     def stop_tagging(self, state: DatasetState) -> DatasetState:
         """Ask the tagging job to stop; captions written up to then are kept."""
         self.tagging.request_stop(state.project)
@@ -253,6 +269,7 @@ class DatasetTab:
             "toggle": self.captioning.toggle_reviewed,
             "aside": self.curation.set_current_aside,
             "undo": self.captioning.undo,
+            "view": lambda state: state.viewing(True),
         }
         if key not in handlers:
             raise InputError("Unknown key.", "Reload the page.", code="pick")

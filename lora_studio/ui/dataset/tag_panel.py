@@ -36,17 +36,21 @@ class TagPanel(NamedTuple):
     existing: gr.Radio
     exclude: gr.Textbox
     only: gr.Textbox
+    prompt: gr.Textbox
+    max_caption_tokens: gr.Slider
+    compare: gr.Button
 
     @property
     def fields(self) -> list[Component]:
         """The form, in the order of `TagForm`."""
         thresholds = [self.threshold, self.character_threshold]
-        return [self.tagger, self.also, self.trigger, *thresholds, self.existing, self.exclude, self.only]
+        words = [self.existing, self.exclude, self.only, self.prompt, self.max_caption_tokens]
+        return [self.tagger, self.also, self.trigger, *thresholds, *words]
 
     @property
     def tagger_outputs(self) -> list[Block]:
         """Components that change with the tagger."""
-        return [self.tagger, self.threshold, self.character_threshold]
+        return [self.tagger, self.threshold, self.character_threshold, self.prompt]
 
     def tagger_changed(self, tagger: str | None) -> Updates:
         """Describe another tagger, and enable the thresholds if it has them."""
@@ -56,6 +60,7 @@ class TagPanel(NamedTuple):
             self.tagger: gr.update(info=tagger_info(tagger or "")),
             self.threshold: gr.Slider(interactive=has_thresholds),
             self.character_threshold: gr.Slider(interactive=has_thresholds),
+            self.prompt: gr.Textbox(visible=takes_prompt(tagger or "")),
         }
 
 
@@ -70,24 +75,58 @@ def build_tag_panel() -> TagPanel:
             undo = gr.Button("Undo the last tagging", elem_id="tag-undo", visible=False, min_width=160)
         with gr.Group(elem_classes="answers"):
             tagger, trigger = _tagger(), _trigger()
+            prompt = _prompt()
             threshold = _threshold("threshold", "Threshold", 0.95, THRESHOLD_HINT)
             existing, exclude = _existing(), _tags("exclude_tags", "Exclude tags", "tag-exclude", EXCLUDE_EXAMPLE)
         with gr.Accordion("More", open=False, elem_id="tag-more"):
             also = _also()
             characters = _threshold("character_threshold", "Character threshold", 1.0, "At 1 none are written.")
             only = _tags("only_tags", "Allow only these tags", "tag-only")
+            tokens = _max_caption_tokens()
+        compare = gr.Button("Compare on this image", elem_id="tag-compare", size="sm")
     buttons = (start, stop, resume, undo)
-    return TagPanel(column, state, *buttons, tagger, also, trigger, threshold, characters, existing, exclude, only)
+    form = (tagger, also, trigger, threshold, characters, existing, exclude, only, prompt, tokens)
+    return TagPanel(column, state, *buttons, *form, compare)
 
 
 def tagger_info(tagger: str) -> str:
     """Return what a tagger is good for."""
     known = CATALOGUE.get(tagger)
     if known is None:
-        return "A Hub repository or a folder in the layout of a WD v3 tagger or of BLIP."
+        return "A Hub repository or a folder: a WD v3 tagger, BLIP, or an image-text model such as Qwen-VL."
     if not isinstance(known.location, str):
         return known.why
     return f"{known.why} Downloaded on first use; a folder or another Hub repository can be typed instead."
+
+
+def takes_prompt(tagger: str) -> bool:
+    """Return whether a tagger may follow a prompt: an image-text model, or one that is not in the catalogue."""
+    known = CATALOGUE.get(tagger)
+    return known is None or known.takes_prompt
+
+
+def _prompt() -> gr.Textbox:
+    return gr.Textbox(
+        label="Prompt",
+        info=TagJob.model_fields["prompt"].description,
+        lines=2,
+        max_lines=6,
+        visible=takes_prompt(DEFAULT_TAGGER),
+        elem_id="tag-prompt",
+    )
+
+
+def _max_caption_tokens() -> gr.Slider:
+    declared = TagJob.model_fields["max_caption_tokens"]
+    return gr.Slider(
+        10,
+        1000,
+        value=declared.get_default(),
+        step=10,
+        label="Max caption tokens",
+        info=declared.description,
+        elem_id="tag-max-caption-tokens",
+    )
 
 
 def _tagger() -> gr.Dropdown:

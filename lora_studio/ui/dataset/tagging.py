@@ -95,11 +95,14 @@ class TaggingJobs:
         folder = latest_job(project)
         return folder is not None and folder.status().state.is_active
 
-    def start(self, project: Project, form: TagForm) -> JobFolder:
-        """Write the job and start its worker process; save the trigger word with the project."""
+    def start(self, project: Project, form: TagForm, compare: Path | None = None) -> JobFolder:
+        """Write the job and start its worker process; save the trigger word with the project.
+
+        With an image in `compare`, the taggers are compared on it and no caption is written.
+        """
         if self.is_running(project):
             raise InputError("A tagging job is already running.", "Wait for it, or stop it first.", code="busy")
-        job = self._job(project, form)
+        job = self._job(project, form, compare)
         project.change_info(trigger_word=job.trigger_word)
         return self.studio.jobs.start(project.new_tag_dir(), job)
 
@@ -117,7 +120,7 @@ class TaggingJobs:
             raise InputError("There is no stopped tagging job.", "Start a new one.", code="no_job")
         self.studio.jobs.resume(folder)
 
-    def _job(self, project: Project, form: TagForm) -> TagJob:
+    def _job(self, project: Project, form: TagForm, compare: Path | None) -> TagJob:
         return TagJob.parse(
             {
                 "dataset": project.dataset_dir,
@@ -129,6 +132,9 @@ class TaggingJobs:
                 "existing": form.existing,
                 "exclude_tags": form.exclude or "",
                 "only_tags": form.only or "",
+                "prompt": form.prompt or "",
+                "max_caption_tokens": round(form.max_caption_tokens),
+                "compare": compare,
             }
         )
 

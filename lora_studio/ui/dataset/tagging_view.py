@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import gradio as gr
@@ -9,6 +11,7 @@ from markupsafe import Markup
 
 from lora_studio import guide
 from lora_studio.dataset.captions.edit_history import EditState
+from lora_studio.dataset.tagging.compare import ComparedTagger
 from lora_studio.dataset.tagging.stage import TagResult
 from lora_studio.models.catalogue import find_base
 from lora_studio.plurals import format_count
@@ -16,7 +19,7 @@ from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.state import DatasetState, TagDefaults
-from lora_studio.ui.dataset.tag_panel import DEFAULT_TAGGER, TagPanel, tagger_info
+from lora_studio.ui.dataset.tag_panel import DEFAULT_TAGGER, TagPanel, tagger_info, takes_prompt
 from lora_studio.ui.dataset.tagging import RESUMABLE, TaggingEvents, TaggingView
 from lora_studio.ui.dataset.view import progress_card, shortened
 from lora_studio.ui.widgets.events import Updates
@@ -33,6 +36,10 @@ def render_tagging(panel: TagPanel, state: DatasetState, tagging: TaggingView) -
     return {
         panel.state: _state_cards(state.contents, tagging),
         panel.start: gr.Button(visible=not is_active, interactive=bool(state.contents.items)),
+        panel.compare: gr.Button(
+            f"Compare on {state.current.name}" if state.current else "Compare on one image",
+            interactive=not is_active and state.current is not None,
+        ),
         panel.stop: gr.Button(
             "Stopping" if is_stopping else "Stop and save", visible=is_active, interactive=not is_stopping
         ),
@@ -58,6 +65,7 @@ def _fields(panel: TagPanel, form: TagDefaults) -> Updates:
     updates: Updates = {panel.trigger: form.trigger}
     if form.tagger is not None:
         updates[panel.tagger] = gr.update(value=form.tagger, info=tagger_info(form.tagger))
+        updates[panel.prompt] = gr.Textbox(visible=takes_prompt(form.tagger))
     if form.existing is not None:
         updates[panel.existing] = form.existing.value
     return updates
@@ -88,6 +96,10 @@ def _advice(contents: Contents) -> Markup:
 
 
 def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Markup:
+    if status.state is JobState.DONE and (stored := folder.result()) is not None:
+        result = TagResult.model_validate(stored)
+        if result.compared:
+            return comparison(Path(str(cast(TagJob, folder.job()).compare)).name, result.compared)
     match status.state:
         case JobState.QUEUED:
             return card("Queued", status.message, "It starts automatically. Stop removes it from the queue.")
@@ -108,6 +120,11 @@ def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Ma
         case JobState.DONE:
             return card("Tagged", _summary(folder, status), "Read every caption yourself, in Review.", Tone.OK)
     return card("Not started", status.message)
+
+
+def comparison(image: str, compared: Sequence[ComparedTagger]) -> Markup:
+    """Return what the taggers say about an image, one beside the other; tags with their confidence in percent."""
+    return render("dataset/compared.html", image=image, taggers=compared)
 
 
 def _summary(folder: JobFolder, status: JobStatus) -> str:

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from lora_studio.dataset.captions.extension import CAPTION_SUFFIXES
+from lora_studio.dataset.curate import Rejected
 from lora_studio.dataset.images.decode import MAX_ASPECT, MIN_SIDE
+from lora_studio.dataset.images.sets import printable_name
 from lora_studio.dataset.ingest.report import ImportReport, Refused
 from lora_studio.errors import InputError
 from lora_studio.plurals import format_count
 from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanView
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.dataset.image_item import ImageItem, Selection
+from lora_studio.ui.dataset.gallery import Gallery
+from lora_studio.ui.dataset.image_item import Filter, ImageItem, Selection, display_name, image_id
 from lora_studio.ui.widgets.html import Tile, Tone, card, cards, empty_card, error_card, note, render, tiles
 from lora_studio.ui.widgets.thumbnails import thumbnail_url
-from lora_studio.workspace.project import Home
+from lora_studio.workspace.project import Home, Project
 
 PAGE_SIZE = 48  # images; divisible by all usual numbers of columns
 MAX_NAMES = 12
@@ -54,6 +58,23 @@ class Pick(StrEnum):
     RESTORE = "restore"
 
 
+class FilterPick(StrEnum):
+    """Verbs of the filters above the grid. The subject after the colon is a filter, or the name of a set."""
+
+    ALL = "all"
+    FILTER = "filter"
+    SET = "set"
+
+
+class Chip(NamedTuple):
+    """A filter with the number of images that it shows."""
+
+    pick: str
+    text: str
+    count: int
+    chosen: bool
+
+
 class Action(NamedTuple):
     """A small button that sends `pick`; `key` presses it in the group or row chosen with the arrow keys."""
 
@@ -73,14 +94,16 @@ class Picture(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """An image of the grid. `badge` names its main issue."""
+    """An image of the grid. `badge` names its main issue, `detail` is the value by which the images are sorted."""
 
+    id: str
     picture: Picture
     title: str
     caption: str
     badge: str
-    reviewed: bool
-    current: bool
+    reviewed: bool = False
+    current: bool = False
+    detail: str = ""
 
 
 def dataset_tiles(contents: Contents, rejected: int, *, scanning: bool = False) -> Markup:
@@ -176,39 +199,101 @@ def _captions_tone(contents: Contents) -> Tone:
     return Tone.OK if complete else Tone.WARNING
 
 
-def image_grid(
-    home: Home, contents: Contents, selection: Selection, page: int, current: str, *, thumbnails_ready: bool
-) -> Markup:
-    """Return one page of thumbnails with their captions, and buttons to the pages beside it.
+def filter_bar(gallery: Gallery, rejected: int) -> Markup:
+    """Return the filters and the sets, each with the number of images that it shows with what is chosen.
 
-    `current` is the id of the selected image. Before an image is scanned its thumbnail is shown only when
-    `thumbnails_ready`, so that the page does not wait for it to be made.
+    `rejected` is the number of images that were set aside. Filters that show nothing are left out.
     """
-    items = contents.matching(selection)
-    if not items:
-        return empty_card("No image matches the filter", "Choose another filter to see more.")
-    pages = (len(items) - 1) // PAGE_SIZE + 1
-    page = min(max(page, 0), pages - 1)
-    first = page * PAGE_SIZE
-    shown = items[first : first + PAGE_SIZE]
-    neighbours = [(page - 1, "Previous page"), (page + 1, "Next page")]
+    chosen, counts = gallery.selection.filters, gallery.counts + Counter({Filter.SET_ASIDE: rejected})
+    filters = [
+        Chip(f"{FilterPick.FILTER}:{name}", name.value, counts[name], name in chosen)
+        for name in Filter
+        if counts[name] or name in chosen
+    ]
+    sets = gallery.sets if len(gallery.sets) > 1 else []
     return render(
-        "dataset/grid.html",
-        range=f"{first + 1}–{first + len(shown)} of {format_count(len(items), 'image')}",
-        pager=[Action(f"{Pick.PAGE}:{number}", text) for number, text in neighbours if 0 <= number < pages],
-        cells=[_cell(home, item, item.id == current, thumbnails_ready=thumbnails_ready) for item in shown],
+        "dataset/filters.html",
+        all=Chip(FilterPick.ALL, "All", len(gallery.contents.items), gallery.selection == Selection()),
+        filters=filters,
+        sets=[
+            Chip(
+                f"{FilterPick.SET}:{known.name}",
+                f"{printable_name(known.name)} · {format_count(known.repeats, 'repeat')}",
+                known.images,
+                known.name == gallery.selection.set_name,
+            )
+            for known in sets
+        ],
     )
 
 
-def _cell(home: Home, item: ImageItem, current: bool, *, thumbnails_ready: bool) -> Cell:
+def image_grid(
+    home: Home,
+    gallery: Gallery,
+    page: int,
+    current: str,
+    rejected: Sequence[Rejected] = (),
+    *,
+    thumbnails_ready: bool,
+) -> Markup:
+    """Return one page of thumbnails with their captions, and buttons to the pages beside it.
+
+    `current` is the id of the selected image; `rejected` are the images that were set aside, which their filter shows.
+    Before an image is scanned its thumbnail is shown only when `thumbnails_ready`, so that the page does not wait for
+    it to be made.
+    """
+    project = gallery.contents.project
+    if Filter.SET_ASIDE in gallery.selection.filters:
+        cells = [partial(_rejected_cell, home, project, entry) for entry in rejected]
+    else:
+        cells = [
+            partial(_cell, home, item, item.id == current, gallery.detail(item), thumbnails_ready=thumbnails_ready)
+            for item in gallery.matching
+        ]
+    if not cells:
+        return empty_card("No image matches the filter", "Choose another filter to see more.")
+    pages = (len(cells) - 1) // PAGE_SIZE + 1
+    page = min(max(page, 0), pages - 1)
+    first = page * PAGE_SIZE
+    shown = cells[first : first + PAGE_SIZE]
+    neighbours = [(page - 1, "Previous page"), (page + 1, "Next page")]
+    return render(
+        "dataset/grid.html",
+        range=f"{first + 1}–{first + len(shown)} of {format_count(len(cells), 'image')}{_in_set(gallery)}",
+        pager=[Action(f"{Pick.PAGE}:{number}", text) for number, text in neighbours if 0 <= number < pages],
+        cells=[cell() for cell in shown],
+        total=len(cells),
+        project=project.name,
+        aside=Filter.SET_ASIDE in gallery.selection.filters,
+    )
+
+
+def _in_set(gallery: Gallery) -> str:
+    """Return the name and repeats of the only set; empty if there are several, which are filters."""
+    if len(gallery.sets) != 1 or gallery.sets[0].name != gallery.contents.project.images_dir.name:
+        return ""
+    return f" · {printable_name(gallery.sets[0].name)}, {format_count(gallery.sets[0].repeats, 'repeat')}"
+
+
+def _rejected_cell(home: Home, project: Project, entry: Rejected) -> Cell:
+    file = project.rejected_dir / entry.files[0].name
+    identity, name = image_id(project, file), display_name(entry.image)
+    return Cell(identity, file_picture(home, file, "", name), f"{name}\n{entry.reason}", entry.reason, "")
+
+
+def _cell(home: Home, item: ImageItem, current: bool, detail: str, *, thumbnails_ready: bool) -> Cell:
     issues = item.issues
     return Cell(
+        id=item.id,
         picture=picture(home, item, thumbnails_ready=thumbnails_ready),
-        title="\n".join([item.name, *(["reviewed"] if item.reviewed else []), *issues]),
+        title="\n".join(
+            [item.name, *([item.set_name] if item.set_name else []), *(["reviewed"] if item.reviewed else []), *issues]
+        ),
         caption=item.caption or "",
         badge=_badge(item) if issues else "",
         reviewed=item.reviewed,
         current=current,
+        detail=detail,
     )
 
 

@@ -6,7 +6,7 @@ if (!window.studioReviewKeys.send) {
   window.studioReviewKeys.send = (presses) => window.studioReviewKeys.trigger('click', { presses });
   const keys = {
     ArrowLeft: 'previous', k: 'previous', ArrowRight: 'next', j: 'next', Enter: 'mark', ' ': 'mark', r: 'toggle',
-    Delete: 'aside',
+    Delete: 'aside', v: 'view',
   };
   const typing = 'input:not([type=radio], [type=checkbox]), textarea, select, [contenteditable], [role="listbox"]';
   // What the focused element does with a key itself, such as a button with Enter.
@@ -19,7 +19,7 @@ if (!window.studioReviewKeys.send) {
     window.studioPress(window.studioReviewKeys.send, name, event.repeat);
   };
   document.addEventListener('keydown', (event) => {
-    if (!isShown() || event.altKey || event.target.closest(typing)) return;
+    if (!isShown() || document.querySelector('.lightbox') || event.altKey || event.target.closest(typing)) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (event.ctrlKey || event.metaKey) {
       if (key === 'z' && !event.shiftKey) press(event, 'undo');

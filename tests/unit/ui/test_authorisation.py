@@ -40,6 +40,8 @@ FOR_GUESTS = {
     "DatasetTab": {"section_changed", "scan_tick", "tagging_tick"},
     "CaptionHandlers": {"filter_changed", "show_previous", "show_next", "tag_clicked"},
     "CurationHandlers": {"button_clicked"},
+    "GalleryHandlers": {"filter_picked", "sort_changed"},
+    "ViewerHandlers": {"viewer_acted"},
     "TrainTab": {"tab_selected", "open_form", "select_run", "tick"},
     "RunPanel": {"show_run"},
     "Compare": {"show", "show_samples"},

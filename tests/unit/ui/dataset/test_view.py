@@ -15,7 +15,7 @@ from lora_studio.ui.dataset.captions import finding_list, plan_table
 from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curation_view import curation_status, set_aside_card
-from lora_studio.ui.dataset.image_item import Selection
+from lora_studio.ui.dataset.gallery import Gallery
 from lora_studio.ui.dataset.review import caption_hint
 from lora_studio.ui.dataset.statistics import co_occurrence_table, tag_table
 from lora_studio.ui.dataset.suggestions import Suggestion
@@ -45,7 +45,7 @@ def test_hostile_names_and_captions_are_escaped(home: Home) -> None:
     )
     shown = "".join(
         [
-            image_grid(home, contents, Selection(), 0, "", thumbnails_ready=True),
+            image_grid(home, Gallery(contents), 0, "", thumbnails_ready=True),
             set_aside_card([HOSTILE], "restore:x"),
             import_card(report),
             caption_hint("<em>", "<b>"),
@@ -122,7 +122,7 @@ def test_large_dataset_is_shown_in_pages(home: Home) -> None:
     for number in range(PAGE_SIZE + 2):
         (project.images_dir / f"{number:03d}.png").write_bytes(b"")
     contents = Contents.of(project)
-    first, last = (image_grid(home, contents, Selection(), page, "", thumbnails_ready=False) for page in (0, 99))
+    first, last = (image_grid(home, Gallery(contents), page, "", thumbnails_ready=False) for page in (0, 99))
     assert first.count('class="shot"') == PAGE_SIZE
     assert 'data-pick="page:1"' in first
     assert 'data-pick="page:0"' in last
