@@ -129,7 +129,7 @@ class DatasetLayout(NamedTuple):
             *(self.curate.keys, self.left.selection),
         )
         panels = (self.imports, self.curate, self.tag, self.review, self.captions, self.statistics)
-        parts = [*self.top, *self.left, *(item for panel in panels for item in panel), *self.held]
+        parts: list[Block] = [*self.top, *self.left, *(item for panel in panels for item in panel), *self.held]
         parts += [self.viewer, self.scan_timer]
         return [part for part in parts if part not in unchanged]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -262,7 +262,7 @@ class DatasetTab:
     def _press(self, state: DatasetState, key: str) -> DatasetState:
         if not state.contents.items or (key == "undo" and not CaptionHistory.of(state.project.dataset_dir).can_undo):
             return state
-        handlers = {
+        handlers: dict[str, Callable[[DatasetState], DatasetState]] = {
             "previous": self.captioning.show_previous,
             "next": self.captioning.show_next,
             "mark": self.captioning.mark_and_show_next,

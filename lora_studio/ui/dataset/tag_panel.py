@@ -84,9 +84,9 @@ def build_tag_panel() -> TagPanel:
             only = _tags("only_tags", "Allow only these tags", "tag-only")
             tokens = _max_caption_tokens()
         compare = gr.Button("Compare on this image", elem_id="tag-compare", size="sm")
-    buttons = (start, stop, resume, undo)
-    form = (tagger, also, trigger, threshold, characters, existing, exclude, only, prompt, tokens)
-    return TagPanel(column, state, *buttons, *form, compare)
+    job = (column, state, start, stop, resume, undo)
+    rules = (tagger, also, trigger, threshold, characters, existing)
+    return TagPanel(*job, *rules, exclude, only, prompt, tokens, compare)
 
 
 def tagger_info(tagger: str) -> str:

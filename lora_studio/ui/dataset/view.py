@@ -71,7 +71,7 @@ class Chip(NamedTuple):
 
     pick: str
     text: str
-    count: int
+    images: int
     chosen: bool
 
 

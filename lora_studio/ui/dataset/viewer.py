@@ -82,7 +82,7 @@ class ViewerHandlers:
         item, dataset = state.contents.item(state.place.draft.image), state.project.dataset_dir
         match verb:
             case ViewPick.ROTATE if subject in ("90", "180", "270"):
-                edit_image(dataset, item.path, ImageEdit(rotate=int(subject)))  # type: ignore[arg-type]
+                edit_image(dataset, item.path, ImageEdit(rotate=int(subject)))
             case ViewPick.CROP:
                 edit_image(dataset, item.path, _crop(subject))
             case ViewPick.FOCUS:
