@@ -1,4 +1,4 @@
-"""What training sees of an image, as a frame over it and in words."""
+"""What training sees of an image, as a frame over it and as text."""
 
 from __future__ import annotations
 

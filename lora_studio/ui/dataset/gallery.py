@@ -60,7 +60,7 @@ class Gallery:
 
     @cached_property
     def counts(self) -> Counter[Filter]:
-        """How many images each filter would show together with what is selected."""
+        """The number of images that each filter would show together with what is selected."""
         counts: Counter[Filter] = Counter()
         for item in self.contents.items:
             if item.meets(self.selection):

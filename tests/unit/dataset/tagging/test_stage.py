@@ -319,7 +319,7 @@ def test_tag_function_with_a_tiny_wd_tagger(image_folder: Callable[..., Path], t
         assert set(split_tags(caption)) == {"ohwx", "1girl", "long hair", "^_^", "hat (object)", "red", "green", "blue"}
     folder = JobFolder(tmp_path / "job")
     assert folder.status().state is JobState.DONE
-    assert folder.result() == {"tagged": 3, "skipped": 0, "failed": [], "stopped": False}
+    assert folder.result() == {"tagged": 3, "skipped": 0, "failed": [], "stopped": False, "compared": []}
     assert events.count("tagged") == 3
 
 
