@@ -312,7 +312,7 @@ def test_captions_are_edited_with_the_keyboard_and_marks_survive_a_reload(
 
     section(page, "Review")
     page.locator("#review-line").get_by_text("1 of 3").wait_for()
-    page.locator("#review-picture").click()
+    page.locator("#review-line").click()
     page.keyboard.press("a")
     page.keyboard.type("um")
     page.locator("#review-suggestions").get_by_role("option", name="umbrella").wait_for()
@@ -326,7 +326,7 @@ def test_captions_are_edited_with_the_keyboard_and_marks_survive_a_reload(
     page.locator("#review-saved").get_by_text("Moved umbrella.").wait_for()
     page.keyboard.press("Delete")
     page.locator("#review-saved").get_by_text("Removed umbrella.").wait_for()
-    page.locator("#review-picture").click()
+    page.locator("#review-line").click()
     page.keyboard.press("Control+z")
     page.locator("#review-chips [data-tag=umbrella]").wait_for()
     assert captions(project)[0] == f"{TRIGGER}, guitar, umbrella, ink"

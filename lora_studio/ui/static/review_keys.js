@@ -30,6 +30,6 @@ if (!window.studioReviewKeys.send) {
   });
   // A button that was clicked with the mouse does not keep the focus, so that Enter continues the review.
   document.addEventListener('click', (event) => {
-    if (event.detail && isShown()) event.target.closest('.shot, .review-actions button')?.blur();
+    if (event.detail && isShown()) event.target.closest('.shot, #dataset-filter button, .review-actions button')?.blur();
   });
 }
