@@ -170,8 +170,8 @@ def write_collection(
     """Train and test the given kinds and styles into OUT/STYLE/KIND; what is in WORK/collection is not done again.
 
     Each gets the LoRA, its curves and recipe (run.json), the measures of its test (pictures.json) and a sheet of
-    samples, one row per strength and seed, the last two rows without the trigger word. Good ones get the measures of a
-    finer test of other prompts and seeds, too (fine.json). OUT/STYLE/images has the training images and their captions.
+    samples, one row per strength and seed, the last two rows without the trigger word. `well` has the measures of a
+    finer test of other prompts and seeds, too (fine.json). OUT/STYLE/images has the training images and captions.
     """
     icons = Icons.load(work)
     words, others = choose_words(work)
@@ -204,7 +204,7 @@ def write_collection(
             (target / "run.json").write_text(json.dumps(made | {"prompts": prompts} | record) + "\n", "utf-8")
             tested = draw_and_measure(lora, pack / "base", folder / "test", home, prompts=prompts)
             progress.write_json(rows_of(tested), target / "pictures.json")
-            if kind.verdicts == ("good",):
+            if name == "well":
                 prompts = [f"{{trigger}}, {word.label}" for word in words[PROMPTS : 2 * PROMPTS]]
                 finely = draw_and_measure(
                     lora,
