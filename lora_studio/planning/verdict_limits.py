@@ -67,9 +67,10 @@ MAX_LEAKAGE = 0.7
 # answers to the trigger word. Without the trigger word, over that with it: above, the concept shows in any prompt.
 MIN_LIKENESS, GOOD_LIKENESS = 0.2, 0.5
 MAX_LIKENESS_WITHOUT = 0.5
-# Of what the prompts say, over that without the LoRA: LoRAs that draw what they should keep half and more.
-MIN_CONTENT_KEPT = 0.35
-# Distance of images of training captions to their own training images, over what is usual.
-MIN_REPRODUCTION = 0.5
+# Both lie halfway between bad and good LoRAs of two styles (docs/measures.md), their standard errors included. The
+# content of prompts that images keep: overtrained ones reach 0.40, good ones 0.63.
+MIN_CONTENT_KEPT = 0.5
+# Distance of images of training captions to their own training images: memorising ones reach 0.55, others 0.60.
+MIN_REPRODUCTION = 0.57
 # Variety over seeds, over that without the LoRA: a character is drawn less freely than what the base makes up.
 MIN_KEPT_VARIETY = 0.4

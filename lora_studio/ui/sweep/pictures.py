@@ -200,7 +200,7 @@ def _verdicts(view: SweepView, measures: PictureMeasures) -> Markup:
     if not found:
         return Markup("")
     found += [_checkpoint_card(view, advice) for advice in recommend_checkpoints(measures, view.plan)]
-    return heading("Verdict", "Its limits are not yet proven on many LoRAs: judge by the grid, too.") + cards(found)
+    return heading("Verdict", "Its limits were chosen on LoRAs of a small base: judge by the grid, too.") + cards(found)
 
 
 def _checkpoint_card(view: SweepView, advice: CheckpointAdvice) -> Markup:
