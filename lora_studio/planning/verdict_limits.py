@@ -1,7 +1,8 @@
 """The limits of the verdicts on training runs, each with its reason.
 
 They were chosen on one half of the simulated curves of `tools/judge_verdicts.py`; docs/verdicts.md has how often each
-verdict is right on the other half and on real runs. Those of the samples, at the end, are not yet proven on real runs.
+verdict is right on the other half and on real runs. Those of the samples of a run are not yet
+proven on many runs; docs/measures.md has how often those of tests, at the end, are right.
 """
 
 from __future__ import annotations
