@@ -118,8 +118,8 @@ def test_a_lora_that_is_gone_is_named_and_deselected(project: Project, interface
 @pytest.mark.slow
 def test_switching_projects_with_a_chosen_lora_shows_no_error(open_page: Callable[..., Any], running: Any) -> None:
     """The page sends the LoRA of the project before, which the other one lacks."""
-    make_run(make_project(running.home))
     running.home.create_project("other")
+    make_run(make_project(running.home))
     page = open_page()
     page.get_by_role("tab", name="4 · Test").click()
     page.locator("#test-count").get_by_text("images").wait_for()
