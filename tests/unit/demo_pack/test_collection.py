@@ -16,9 +16,10 @@ WELL = collection.recipe_of(KINDS["well"])
 IN_STEP = {"epochs", "save_every_n_epochs", "lr_warmup_steps", "repeats"}  # follow from the number of steps or images
 CHANGED: dict[str, dict[str, Any]] = {
     "undertrained_steps": {"max_train_steps": 0.1},
-    "undertrained_rate": {"unet_lr": 0.05, "text_encoder_lr": 0.05},
-    "overtrained_rate": {"unet_lr": 10, "text_encoder_lr": 10},
-    "overtrained_length": {"max_train_steps": 5},
+    "undertrained_rate": {"unet_lr": 0.05, "text_encoder_lr": 0.05, "max_train_steps": 0.5},
+    "overtrained_rate": {"unet_lr": 30, "text_encoder_lr": 30, "max_train_steps": 0.5},
+    "overtrained_length": {"max_train_steps": 2.5},
+    **{name: {"max_train_steps": 0.5} for name in ("leaking", "memorising", "wrong_prediction", "broken")},
 }
 
 
