@@ -43,7 +43,7 @@ def adherence(confidences: Sequence[Sequence[Confidences | None]], tags: Sequenc
 
 
 def content_kept(pictures: Vectors, base: Vectors) -> Estimate | None:
-    """Return how much the content of pictures still follows their prompts, relative to the base.
+    """Return the prompt fidelity of pictures by features, relative to the base's.
 
     Of features [prompts, seeds, F] as unit vectors, at the same places. With m(x) the mean distance of pictures x to
     the base's pictures of other prompts, minus that to the base's pictures of their own prompt: m(pictures) / m(base).

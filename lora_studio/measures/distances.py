@@ -41,7 +41,7 @@ def distances(first: Vectors, second: Vectors) -> Vectors:
     return found
 
 
-def joined(*vectors: Vectors) -> Vectors:
+def concatenate_features(*vectors: Vectors) -> Vectors:
     """Return unit vectors of several features side by side: their cosine distance is the mean of the distances."""
     found: Vectors = np.concatenate(vectors, axis=-1) / np.float32(np.sqrt(len(vectors)))
     return found

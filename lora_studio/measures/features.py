@@ -15,7 +15,7 @@ from lora_studio.dataset.tagging.runner import TaggerRunner
 from lora_studio.errors import StopRequested
 from lora_studio.events import PhaseEvent, Report
 from lora_studio.measures.colours import Colours, colour_histograms, colours
-from lora_studio.measures.distances import Vectors, joined, pixel_vectors, unit_vectors
+from lora_studio.measures.distances import Vectors, concatenate_features, pixel_vectors, unit_vectors
 from lora_studio.measures.models import cache_kind
 from lora_studio.measures.thumbnails import ThumbnailModel, as_pixels
 from lora_studio.workspace.project import Home
@@ -41,7 +41,7 @@ class ImageFeatures(NamedTuple):
 
 
 class ColouredFeatures(NamedTuple):
-    """Images with their features [N, F] as unit vectors, and the same joined with colour histograms [N, F + bins]."""
+    """Images with their features [N, F] as unit vectors, and those with colour histograms beside [N, F + bins]."""
 
     paths: list[Path]
     vectors: Vectors
@@ -57,7 +57,7 @@ class ColouredFeatures(NamedTuple):
         if not paths:
             return cls(paths, found, found)
         copies = as_pixels(np.stack([thumbnails[path].features for path in paths]))
-        return cls(paths, found, joined(found, colour_histograms(copies)))
+        return cls(paths, found, concatenate_features(found, colour_histograms(copies)))
 
 
 def predictions_of(

@@ -15,7 +15,7 @@ from lora_studio.measures.distances import MIN_DISTANCE, Vectors, cross_distance
 from lora_studio.measures.estimate import Estimate, Indices, jackknife
 
 MIN_IMAGES = 3  # fewer say nothing about how far apart the training images are
-MIN_WAY = 0.02  # distance that the base's pictures must be farther from the images than these are from each other
+MIN_GAP = 0.02  # distance that the base's pictures must be farther from the images than these are from each other
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def likeness(pictures: Vectors, base: Vectors, images: Vectors) -> Estimate | No
         return None
     apart = mean_pairwise(images)
     before, now = (_to_images(vectors, images).mean(axis=-1) for vectors in (base, pictures))
-    if not mean(before) > apart + MIN_WAY:
+    if not mean(before) > apart + MIN_GAP:
         return None
 
     def statistic(prompts: Indices, seeds: Indices) -> float:
         off, on = (mean(found[prompts][:, seeds]) for found in (before, now))
-        return (off - on) / max(off - apart, MIN_WAY)
+        return (off - on) / max(off - apart, MIN_GAP)
 
     return jackknife(statistic, now.shape)
 

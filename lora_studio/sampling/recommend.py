@@ -178,31 +178,38 @@ def _by_likeness(now: StrengthPictures, recommended: StrengthPictures) -> Verdic
 
     What shows without the trigger word is judged at the recommended strength, at which the LoRA will be used.
     """
-    likeness, captions = now.likeness, now.caption_likeness
+    likeness, captions = now.likeness, _with_error(now.caption_likeness)
     if likeness is None or likeness[1] is None:
-        return _verdict("unclear", f"{_way(now)} That is of one image: add seeds and prompts.")
-    without = recommended.likeness_without
+        return _verdict("unclear", f"{_likeness_text(now)} That is of one image: add seeds and prompts.")
+    without = _with_error(recommended.likeness_without)
     if without is not None and recommended.likeness is not None:
         limit = max(MAX_LIKENESS_WITHOUT * recommended.likeness[0], MIN_LIKENESS)
         if _lower(without) > limit:
-            return _verdict("leaks", _way(recommended))
+            return _verdict("leaks", _likeness_text(recommended))
     if captions is not None and _lower(captions) > max(_upper(likeness), MIN_LIKENESS):
-        return _verdict("trigger_weak", f"{_way(now)} With captions of the training images it is {_percent(captions)}.")
+        return _verdict(
+            "trigger_weak", f"{_likeness_text(now)} With captions of the training images it is {_percent(captions)}."
+        )
     known = [row for row in (recommended, now) if row.likeness is not None]
     good = next((row for row in known if _is_good(row)), None)
     if good is None and all(_upper(row.likeness) < GOOD_LIKENESS for row in known if row.likeness):
-        return _verdict("undertrained", _way(now))
-    return _verdict("unclear" if good is None else "good", _way(good or now))
+        return _verdict("undertrained", _likeness_text(now))
+    return _verdict("unclear" if good is None else "good", _likeness_text(good or now))
 
 
 def _is_good(row: StrengthPictures) -> bool:
     return row.likeness is not None and row.likeness[0] >= GOOD_LIKENESS and _lower(row.likeness) > MIN_LIKENESS
 
 
-def _way(row: StrengthPictures) -> str:
+def _likeness_text(row: StrengthPictures) -> str:
     text = f"At {row.strength:g} the images have gone {_percent(row.likeness)} of the way to the training images"
     without = row.likeness_without
     return text + ("." if without is None else f", without the trigger word {_percent(without)}.")
+
+
+def _with_error(measured: Measured | None) -> Measured | None:
+    """Return a figure if its standard error is known, which that of a single image is not."""
+    return measured if measured is not None and measured[1] is not None else None
 
 
 def _surely_below(measured: Measured | None, limit: float) -> bool:
@@ -218,10 +225,11 @@ def _surely_above(measured: Measured, limit: float) -> bool:
 def _by_response(now: StrengthPictures) -> Verdict:
     """Judge by leakage and trigger response, where the training images are not known."""
     at = f"At {now.strength:g}"
-    if now.leakage is not None and _lower(now.leakage) > MAX_LEAKAGE:
+    leakage = _with_error(now.leakage)
+    if leakage is not None and _lower(leakage) > MAX_LEAKAGE:
         return _verdict(
             "leaks",
-            f"{at} prompts without the trigger word change {_text(now.leakage)} times as much as those with it.",
+            f"{at} prompts without the trigger word change {_text(leakage)} times as much as those with it.",
         )
     response = now.trigger_response
     if response is None or response[1] is None:

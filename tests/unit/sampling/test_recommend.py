@@ -86,6 +86,7 @@ def test_without_training_images_the_trigger_response_decides() -> None:
         ({"reproduction": (0.4, 0.05)}, "memorised"),
         ({"reproduction": (0.5, 0.15), "content_kept": (0.6, 0.1)}, "good"),
         ({"leakage": (0.95, 0.05)}, "leaks"),
+        ({"leakage": (0.95, None)}, "good"),
         ({"nearest_ratio": 0.05}, "memorised"),
         ({"contrast": (0.05, 0.01)}, "wrong_prediction"),
         ({"trigger_response": None}, "unclear"),
@@ -110,6 +111,8 @@ def test_without_training_images_response_and_leakage_decide(changes: dict[str, 
         ((0.4, 0.15), (0.05, 0.02), (0.8, 0.1), "unclear"),
         ((0.55, 0.3), (0.05, 0.02), None, "unclear"),
         ((0.8, None), (0.05, None), None, "unclear"),
+        ((0.8, 0.05), (0.9, None), None, "good"),
+        ((0.3, 0.05), (0.05, 0.02), (0.9, None), "undertrained"),
     ],
 )
 def test_likeness_by_kind_of_prompt_decides(likeness: Any, without: Any, captions: Any, code: str) -> None:
