@@ -257,8 +257,11 @@ class AppFrame:
         return updates
 
     def show_start_page(self) -> Updates:
-        """Show the start page instead of the open project, which stays open in the list at the top."""
+        """Close the open project and show the start page."""
         return {
+            self.studio.project: "",
+            self.header.project: gr.Dropdown(value=None),
+            self.demo_tour: "",
             self.welcome.column: gr.Column(visible=True),
             self.work: gr.Column(visible=False),
             self.menu.panel: gr.Column(visible=False),

@@ -37,6 +37,9 @@ def test_a_project_is_exported_imported_and_opened_from_the_start_page(home: Hom
     shown = interface.call(AppFrame.show_start_page)
     assert "RAM" in shown["welcome_machine"]
     assert 'data-pick="ink"' in shown["welcome_recent"]
+    assert shown["project"] == ""
+    assert interface.call(AppFrame.select_project, project_list="ink 2")["welcome"] == {"visible": False}
+    interface.call(AppFrame.show_start_page)
     shown = interface.call(AppFrame.open_recent, pick="ink")
     assert (shown["project"], shown["welcome"]) == ("ink", {"visible": False})
     make_run(project, final=False, **running_status())
