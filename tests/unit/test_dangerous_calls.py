@@ -25,7 +25,6 @@ POSIX_NAMES = {
     "signal.SIGHUP",
 }
 SHELLS = {"os.popen", "os.system", "subprocess.getoutput", "subprocess.getstatusoutput"}
-CODE_OF_MODELS = {"custom_pipeline", "trust_remote_code"}
 NETWORK = {
     "aiohttp",
     "ftplib",
@@ -113,7 +112,8 @@ def problems_of_call(call: ast.Call) -> Iterator[str]:
         yield "runs a shell"
     if "preexec_fn" in given:
         yield "uses preexec_fn"
-    if any(given.get(name, "False") != "False" for name in CODE_OF_MODELS):
+    # Without trust_remote_code=False, transformers asks in the terminal.
+    if "custom_pipeline" in given or given.get("trust_remote_code", "False") != "False":
         yield "loads code of a model"
     if name == "torch.load" and given.get("weights_only") != "True":
         yield "unpickles with torch.load"
@@ -163,6 +163,8 @@ def test_no_file_is_allowed_more_than_it_does() -> None:
         "torch.load('x.pt')",
         "AutoModel.from_pretrained('x')",
         "AutoModel.from_pretrained('x', use_safetensors=True, trust_remote_code=True)",
+        "AutoModel.from_pretrained('x', use_safetensors=True, trust_remote_code=trusted)",
+        "DiffusionPipeline.from_pretrained('x', use_safetensors=True, custom_pipeline='y')",
     ],
 )
 def test_danger_is_found(source: str) -> None:

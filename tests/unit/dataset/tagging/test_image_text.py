@@ -119,6 +119,25 @@ def test_weights_under_other_names_are_an_error(tmp_path: Path) -> None:
     assert caught.value.code == "tagger_broken"
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_code_of_a_model_is_not_run(tmp_path: Path, known: bool) -> None:
+    folder, ran = save_tiny_florence(tmp_path / "model"), tmp_path / "ran"
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\nclass Model: pass\n", "utf-8")
+    classes = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model", "AutoProcessor": "code.Model"}
+    for file in (folder / "config.json", folder / "processor_config.json"):
+        content = json.loads(file.read_text("utf-8")) | {"auto_map": classes}
+        if not known and file.name == "config.json":
+            content["model_type"] = "florence_of_its_own"
+        file.write_text(json.dumps(content), "utf-8")
+    if known:
+        assert descriptions(load(folder), coloured_images())
+    else:
+        with pytest.raises(InputError, match="needs code of its own") as caught:
+            load(folder)
+        assert caught.value.code == "tagger_broken"
+    assert not ran.exists()
+
+
 def test_a_model_that_only_compares_images_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "clip", "architectures": ["CLIPModel"], "vision_config": {}, "text_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.review import review_status
@@ -17,43 +16,10 @@ from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.ui.dataset.gallery_handlers import GalleryHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.tab import DatasetTab
-from lora_studio.workspace.project import Home, Project, ProjectInfo
+from lora_studio.workspace.project import Project, ProjectInfo
 from tests.support.captioned_images import CAPTIONS, TRIGGER, add_captioned_images
+from tests.support.dataset_page import captions, shown
 from tests.support.interface import Interface, error_code
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("studio") / "home")
-
-
-@pytest.fixture(scope="module")
-def interface(home: Home) -> Iterator[Interface]:
-    built = Interface(home)
-    yield built
-    built.blocks.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def original(home: Home) -> Project:
-    return add_captioned_images(home.create_project("original", ProjectInfo(trigger_word=TRIGGER)))
-
-
-@pytest.fixture
-def project(home: Home, interface: Interface, original: Project) -> Project:
-    """A copy of that project, opened in the tab, in Review."""
-    project = home.duplicate_project(original.name, f"ink {len(home.projects())}")
-    interface.open_project(project.name)
-    interface.call(DatasetTab.section_changed, dataset_section="Review")
-    return project
-
-
-def captions(project: Project) -> list[str | None]:
-    return [read_caption(image) for image in find_images(project.dataset_dir)]
-
-
-def shown(grid: str) -> list[str]:
-    return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
 
 
 @pytest.mark.parametrize(

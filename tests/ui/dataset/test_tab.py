@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,6 @@ def wait_for_scan() -> None:
         if thread.name == "dataset scan":
             thread.join(SCAN_TICK_SECONDS)
             assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """One home for all tests of this module; each has its own project in it."""
-    return Home(tmp_path_factory.mktemp("studio") / "home")
-
-
-@pytest.fixture(scope="module")
-def interface(home: Home) -> Iterator[Interface]:
-    built = Interface(home)
-    yield built
-    built.blocks.close(verbose=False)
 
 
 @pytest.fixture(scope="module")

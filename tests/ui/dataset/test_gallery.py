@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.image_edits import edits_of
 from lora_studio.dataset.images.crop import crop_to_bucket
 from lora_studio.dataset.images.decode import decode, file_sha256, find_images
@@ -26,42 +25,13 @@ from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.dataset.viewer import ViewerHandlers
 from lora_studio.workspace.job_folder import IMAGE_LOSSES_FILE
-from lora_studio.workspace.project import Home, Project, ProjectInfo
+from lora_studio.workspace.project import Project, ProjectInfo
 from tests.support.captioned_images import CAPTIONS, TRIGGER, add_captioned_images
+from tests.support.dataset_page import captions, shown
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import make_run
 
 NAMES = list(CAPTIONS)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("studio") / "home")
-
-
-@pytest.fixture(scope="module")
-def interface(home: Home) -> Iterator[Interface]:
-    built = Interface(home)
-    yield built
-    built.blocks.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def original(home: Home) -> Project:
-    return add_captioned_images(home.create_project("original", ProjectInfo(trigger_word=TRIGGER)))
-
-
-@pytest.fixture
-def project(home: Home, interface: Interface, original: Project) -> Project:
-    """A copy of that project, opened in the tab, in Review."""
-    project = home.duplicate_project(original.name, f"ink {len(home.projects())}")
-    interface.open_project(project.name)
-    interface.call(DatasetTab.section_changed, dataset_section="Review")
-    return project
-
-
-def shown(grid: str) -> list[str]:
-    return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
 
 
 def counts(bar: str) -> dict[str, int]:
@@ -72,10 +42,6 @@ def counts(bar: str) -> dict[str, int]:
 
 def id_of(project: Project, name: str) -> str:
     return next(item.id for item in Contents.of(project).items if item.name == name)
-
-
-def captions(project: Project) -> list[str | None]:
-    return [read_caption(image) for image in find_images(project.dataset_dir)]
 
 
 def filtered(interface: Interface, *picks: str) -> dict[str, Any]:
