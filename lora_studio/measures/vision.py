@@ -48,7 +48,9 @@ class VisionModel:
         logging.disable_progress_bar()
         try:
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
+            model = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, use_kernels=False, dtype=dtype
+            )
         except torch.OutOfMemoryError:
             raise
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:

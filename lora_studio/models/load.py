@@ -146,7 +146,10 @@ Parts = tuple[UNet, list[PreTrainedModel], AutoencoderKL, list[CLIPTokenizer]]
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, read: Callable[[int, int], None]) -> Parts:
-    """Load the parts of a diffusers folder; `read` is called with the bytes of the weights that are loaded, and all."""
+    """Load the parts of a diffusers folder; `read` is called with the bytes of the weights that are loaded, and all.
+
+    Without `use_kernels=False`, transformers replaces layers by compiled kernels that it downloads from the Hub.
+    """
     sizes = {part: _weights_size(folder / part) for part in PARTS}
     done = 0
 
@@ -169,8 +172,8 @@ def _load_folder(folder: Path, dtype: torch.dtype, read: Callable[[int, int], No
 
     read(0, sum(sizes.values()))
     unet = load(UNet, "unet", torch_dtype=dtype)
-    first = load(CLIPTextModel, "text_encoder", dtype=dtype)
-    second = load(CLIPTextModelWithProjection, "text_encoder_2", dtype=dtype)
+    first = load(CLIPTextModel, "text_encoder", dtype=dtype, use_kernels=False)
+    second = load(CLIPTextModelWithProjection, "text_encoder_2", dtype=dtype, use_kernels=False)
     vae = load(AutoencoderKL, "vae", torch_dtype=torch.float32)
     return unet, [first, second], vae, _load_tokenizers(folder)
 

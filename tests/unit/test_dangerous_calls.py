@@ -45,6 +45,7 @@ PROCESSES = {
 }
 BY_NAME = {"__import__", "importlib.import_module", "runpy.run_module", "runpy.run_path"}
 FOREIGN_PAGES = {"gr.load", "gr.load_chat", "gr.FileExplorer", "gr.Interface.load"}
+TRANSFORMERS_MODELS = ("AutoModel", "Blip", "CLIP")
 # What a file does that others must not, beside everything that `problems` finds anywhere.
 ALLOWED = {
     "lora_studio/dataset/images/decode_pool.py": {"starts a process"},
@@ -122,6 +123,9 @@ def problems_of_call(call: ast.Call) -> Iterator[str]:
     )
     if loads_weights and given.get("use_safetensors") != "True":
         yield "may load pickled weights"
+    # Without use_kernels=False, transformers runs compiled kernels that it downloads from the Hub.
+    if loads_weights and name.startswith(TRANSFORMERS_MODELS) and given.get("use_kernels") != "False":
+        yield "downloads compiled kernels"
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
@@ -162,6 +166,7 @@ def test_no_file_is_allowed_more_than_it_does() -> None:
         "gr.FileExplorer()",
         "torch.load('x.pt')",
         "AutoModel.from_pretrained('x')",
+        "AutoModel.from_pretrained('x', use_safetensors=True)",
         "AutoModel.from_pretrained('x', use_safetensors=True, trust_remote_code=True)",
         "AutoModel.from_pretrained('x', use_safetensors=True, trust_remote_code=trusted)",
         "DiffusionPipeline.from_pretrained('x', use_safetensors=True, custom_pipeline='y')",
@@ -178,7 +183,8 @@ def test_danger_is_found(source: str) -> None:
         "torch.load('x.pt', weights_only=True)",
         "from urllib.parse import quote",
         "from starlette.requests import Request",
-        "AutoModel.from_pretrained('x', use_safetensors=True)",
+        "AutoModel.from_pretrained('x', use_safetensors=True, use_kernels=False)",
+        "AutoencoderKL.from_pretrained('x', use_safetensors=True)",
         "CLIPTokenizer.from_pretrained('x')",
         "text = 'AutoModel.from_pretrained()'",
     ],

@@ -50,7 +50,7 @@ class BlipTagger:
         try:
             processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
             model = BlipForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype
+                folder, local_files_only=True, use_safetensors=True, use_kernels=False, dtype=dtype
             )
         except torch.OutOfMemoryError:
             raise

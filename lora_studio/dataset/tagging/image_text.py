@@ -64,6 +64,7 @@ class ImageTextCaptioner:
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                use_kernels=False,
                 dtype=dtype,
                 output_loading_info=True,
             )

@@ -79,6 +79,11 @@ def test_the_vae_stays_fp32_in_half_precision(single: Path, base: Path, home: Ho
         assert half.vae.dtype == torch.float32
 
 
+def test_text_encoders_run_no_kernels_of_the_hub(single: Path, base: Path, home: Home, tiny_config: None) -> None:
+    for name in (single, base):
+        assert not any(encoder.use_kernels for encoder in load(name, home).text_encoders)
+
+
 def test_reads_the_prediction_type_of_a_folders_scheduler(tmp_path: Path, home: Home) -> None:
     folder = save_tiny_sdxl(tmp_path / "v", prediction_type="v_prediction", layers=1)
     loaded = load(folder, home)
