@@ -37,10 +37,12 @@ CONTROLS = (
 def authorise(blocks: gr.Blocks, roles: Roles) -> None:
     """Make each handler check the role of its request first; one without a declaration runs for the owner only.
 
+    No event is listed for clients: gradio writes the list of them, with all their choices, into each page.
     Raises TypeError for a coroutine or a generator, which would run after the check.
     """
     locks = locks_of(blocks)
     for event in blocks.fns.values():
+        event.api_visibility = "private"
         if event.fn is not None:
             is_passive = all(name in PASSIVE for _, name in event.targets)
             event.fn = _checked(event.fn, roles, locks, is_passive=is_passive)

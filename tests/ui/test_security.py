@@ -212,6 +212,11 @@ def test_handlers_cannot_bypass_the_queue(running: Running) -> None:
         assert ask(running, route)[0] >= 400, route
 
 
+def test_no_handler_is_listed_for_clients(running: Running) -> None:
+    assert json.loads(ask(running, "/gradio_api/info")[2])["named_endpoints"] == {}
+    assert b'"/start_training"' not in ask(running, "/")[2]
+
+
 def test_the_page_contains_no_path_of_this_computer(running: Running) -> None:
     page = ask(running, "/")[2] + ask(running, "/config")[2]
     assert str(running.home.path / "projects").encode() not in page

@@ -12,10 +12,10 @@ from gradio.components import Component
 
 from lora_studio.settings.declare import Group
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import hint, html
 from lora_studio.ui.widgets.setting_spec import SettingSpec
-from lora_studio.ui.widgets.settings_form import PRIVATE, SettingsForm, build_fields, edit_event, field_update
+from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields, edit_event, field_update
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ class RecipeForm(SettingsForm[Recipe]):
         self.wire_dependents()
         for name, component in self.components.items():
             mark, back = partial(self.mark_field, name), partial(self.take_planned, name)
-            edit_event(component)(mark, [component, self.planned], component, **PRIVATE)
+            edit_event(component)(mark, [component, self.planned], component, **NO_PROGRESS)
             taken = self.resets[name].click(
-                back, [self.planned, self.reset_count], [component, self.reset_count], **PRIVATE
+                back, [self.planned, self.reset_count], [component, self.reset_count], **NO_PROGRESS
             )
             # The field lost the focus to the button, and the mark for what it contained may arrive last.
-            taken.then(mark, [component, self.planned], component, **PRIVATE)
+            taken.then(mark, [component, self.planned], component, **NO_PROGRESS)
         self.search.change(  # gradio's `input` event lacks Backspace and pasting
             self.search_settings,
             {self.search, *self.inputs},
             [*self.components.values(), *self.folds.values(), self.no_match],
-            **PRIVATE,
+            **NO_PROGRESS,
             trigger_mode="always_last",
         )
 

@@ -24,7 +24,6 @@ from lora_studio.ui.widgets.setting_spec import SettingSpec
 FIELD_WIDTH = 210  # px
 MAX_RESET_LABEL = 24  # characters
 MAX_INPUT_SHOWN = 60  # characters
-PRIVATE: dict[str, Any] = {**NO_PROGRESS, "api_visibility": "private"}  # options of the events of single fields
 Model = TypeVar("Model", bound=Settings)
 Field = gr.Checkbox | gr.Dropdown | gr.Textbox
 
@@ -117,15 +116,17 @@ class SettingsForm(Generic[Model]):
         """Register the events of the fields: validation, reset, and visibility of dependent settings."""
         self.wire_dependents()
         for name, component in self.components.items():
-            edit_event(component)(partial(self.validate_field, name), component, component, **PRIVATE)
+            edit_event(component)(partial(self.validate_field, name), component, component, **NO_PROGRESS)
             if name in self.resets:
-                self.resets[name].click(partial(self.reset_field, name), None, component, **PRIVATE)
+                self.resets[name].click(partial(self.reset_field, name), None, component, **NO_PROGRESS)
 
     def wire_dependents(self) -> None:
         """Register the events that show and hide dependent settings."""
         for name, component in self.components.items():
             if dependents := [self.components[spec.name] for spec in self._dependents(name)]:
-                component.change(partial(self.update_dependents, name), [component, *dependents], dependents, **PRIVATE)
+                component.change(
+                    partial(self.update_dependents, name), [component, *dependents], dependents, **NO_PROGRESS
+                )
 
     def update_dependents(self, name: str, content: Any, *contents: Any) -> Any:
         """Show or hide the settings that depend on `name`; `contents` are those of their fields."""
