@@ -28,8 +28,8 @@ def known(style: str = "*") -> list[tuple[dict[str, Any], Path]]:
     return [(json.loads(file.read_text("utf-8")), file.parent) for file in files]
 
 
-def test_the_collection_has_ten_loras_of_each_style() -> None:
-    assert [len(known(style)) for style in ("blueprint", "neon", "sticker")] == [10, 10, 10]
+def test_the_collection_has_eleven_loras_of_each_style() -> None:
+    assert [len(known(style)) for style in ("blueprint", "neon", "sticker")] == [11, 11, 11]
 
 
 @pytest.mark.parametrize("style", ["*", HAD_NO_SAY])
