@@ -20,6 +20,7 @@ from lora_studio.ui.app import build_app
 from lora_studio.ui.gate import Gate
 from lora_studio.ui.roles import roles_for
 from lora_studio.ui.server import Guard, Mode, hosts_for, mode_for, share_names
+from lora_studio.ui.sessions import keep_lean_sessions
 from lora_studio.ui.state.making import make_tour
 from lora_studio.ui.theme import CSS_FILE, studio_theme
 from lora_studio.ui.uploads import UploadLimit
@@ -101,7 +102,7 @@ def serve(
     blocks = build_app(home, mode, roles)
     blocks.queue(api_open=False, default_concurrency_limit=MAX_PARALLEL_HANDLERS)
     try:
-        _, url, share_url = blocks.launch(
+        app, url, share_url = blocks.launch(
             server_name=host or ("0.0.0.0" if mode is Mode.SPACE else "127.0.0.1"),
             server_port=port,
             share=share and mode is not Mode.SPACE,
@@ -142,6 +143,7 @@ def serve(
             "Choose another one with --port.",
             code="port",
         ) from error
+    keep_lean_sessions(app)
     hosts.names.update(share_names([share_url]))
     runner = QueueRunner(home)
     runner.start()

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 import pytest
+from gradio.routes import App
 
 from lora_studio.errors import InputError
 from lora_studio.ui import launch
@@ -21,9 +22,12 @@ from lora_studio.workspace.project import Home
 def test_environment_variables_cannot_change_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(Home, "check_private", lambda home: None)
-    monkeypatch.setattr(
-        gr.Blocks, "launch", lambda blocks, **options: given.update(options) or (None, "http://x/", None)
-    )
+
+    def launch_without_server(blocks: gr.Blocks, **options: Any) -> tuple[App, str, None]:
+        given.update(options)
+        return App.create_app(blocks), "http://x/", None
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch_without_server)
     home = Home(tmp_path / "home")
     launch.serve(home).close()
     assert given["allowed_paths"] == [str(home.thumbnails)]
