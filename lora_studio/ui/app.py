@@ -23,6 +23,7 @@ from lora_studio.ui.plan import tab as plan_tab
 from lora_studio.ui.project_menu import Menu, ProjectMenu, build_menu
 from lora_studio.ui.roles import Role, Roles, allowed, current_role, is_owner
 from lora_studio.ui.server import Mode
+from lora_studio.ui.shortcuts import key_sheet
 from lora_studio.ui.state.jobs import ActiveJob, Jobs
 from lora_studio.ui.sweep import tab as sweep_tab
 from lora_studio.ui.train import tab as train_tab
@@ -110,6 +111,7 @@ def _header(mode: Mode) -> Header:
             )
             menu_button = gr.Button("Projects", size="sm", scale=1, min_width=80, elem_id="project-menu-button")
         with gr.Column(scale=3, min_width=260), gr.Row(elem_classes="pills"):
+            html(key_sheet(), js="shortcuts.js", elem_id="shortcuts")
             html(_pills(mode))
             role = html(elem_id="role")
             if mode is Mode.SPACE and os.environ.get("OAUTH_CLIENT_ID"):

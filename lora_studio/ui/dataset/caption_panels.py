@@ -11,19 +11,11 @@ from gradio.components import Component
 
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.dataset.chips import add_field
-from lora_studio.ui.widgets.html import heading, html, pickable, render
+from lora_studio.ui.shortcuts import Place, key_line
+from lora_studio.ui.widgets.html import heading, html, pickable
 from lora_studio.ui.widgets.segments import segments
 
-KEYS = (
-    ("← → or K J", "previous, next"),
-    ("Enter or Space", "mark as reviewed, next"),
-    ("R", "mark or unmark"),
-    ("A", "add a tag"),
-    ("Delete", "set aside"),
-    ("V", "large view: zoom, crop, rotate"),
-    ("X", "select"),
-    ("Ctrl Z", "undo"),
-)
+SAVING = "The caption is saved when you leave the text box."
 POSITIONS = (
     ("First", TagPosition.FRONT),
     ("After the trigger word", TagPosition.AFTER_TRIGGER),
@@ -153,7 +145,7 @@ def build_review() -> ReviewPanel:
             toggle = gr.Button("Mark", elem_id="review-toggle", min_width=70, size="sm")
             aside = gr.Button("Set aside", elem_id="review-aside", min_width=80, size="sm")
         facts = html(elem_id="review-facts")
-        keys = html(render("dataset/keys.html", keys=KEYS), js="review_keys.js", classes="review-keys")
+        keys = html(key_line(Place.REVIEW, SAVING), js="review_keys.js", classes="review-keys")
         current = gr.Textbox(visible=False, elem_id="review-current")
         original = gr.Textbox(visible=False, elem_id="review-original")
     return ReviewPanel(

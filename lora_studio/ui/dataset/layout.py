@@ -20,6 +20,7 @@ from lora_studio.ui.dataset.caption_panels import (
 from lora_studio.ui.dataset.image_item import Sort
 from lora_studio.ui.dataset.state import Section
 from lora_studio.ui.dataset.tag_panel import TagPanel, build_tag_panel
+from lora_studio.ui.shortcuts import Place, key_line
 from lora_studio.ui.widgets.html import empty_card, html, pickable, render
 from lora_studio.ui.widgets.segments import segments
 
@@ -27,7 +28,6 @@ INCLUDES_TAG, EXCLUDES_TAG = "with tag", "without tag"
 SCAN_TICK_SECONDS = 0.5
 ALL = "*"  # instead of the ids of selected images: every image that matches the filters, on all pages
 IMPORT_FILE_TYPES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
-CURATE_KEYS = "Keys: ↓ and ↑ select, Delete sets aside, K keeps, U uses the duplicate instead, Z undoes."
 
 
 class Top(NamedTuple):
@@ -273,7 +273,7 @@ def build_curate() -> CurateSide:
             restore = gr.Button("Restore all", elem_id="curate-restore", min_width=110, visible=False)
         keep_flagged = gr.Button(elem_id="curate-keep-flagged", visible=False)
         move_loose = gr.Button(elem_id="curate-move-loose", visible=False)
-        keys = html(render("dataset/hint.html", text=CURATE_KEYS), js="curate_keys.js", classes="curate-keys")
+        keys = html(key_line(Place.CURATE), js="curate_keys.js", classes="curate-keys")
         variety = html(elem_id="curate-variety")
         aside = pickable(elem_id="curate-aside")
     return CurateSide(column, status, apply, scan, restore, keep_flagged, move_loose, keys, variety, aside)

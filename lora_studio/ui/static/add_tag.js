@@ -37,14 +37,15 @@ element.addEventListener('input', () => {
   ask(PAUSE_MS);
 });
 element.addEventListener('keydown', (event) => {
-  if (event.key === 'Escape') {
+  const name = window.studioKey('add_tag', event);
+  if (name === 'Escape') {
     clear();
     field().blur();
-  } else if (['Enter', 'ArrowDown', 'ArrowUp'].includes(event.key)) {
-    const choosing = waiting.length || event.key !== 'Enter';
-    if (choosing && field().value && !isListed()) waiting.push(event.key);
-    else if (isListed()) press(event.key);
-    else if (event.key === 'Enter') add(field().value);
+  } else if (name) {
+    const choosing = waiting.length || name !== 'Enter';
+    if (choosing && field().value && !isListed()) waiting.push(name);
+    else if (isListed()) press(name);
+    else if (name === 'Enter') add(field().value);
   } else return;
   event.preventDefault();
 });

@@ -11,9 +11,10 @@ element.addEventListener('keydown', (event) => {
   const chip = event.target.closest('.chip');
   if (!chip || event.target !== chip) return;
   const index = chips().indexOf(chip);
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (event.key === 'Delete' || event.key === 'Backspace') ask(`drop:${chip.dataset.tag}`);
-  else if (step && event.altKey && index + step >= 0) {
+  const name = window.studioKey('chips', event);
+  const step = { previous: -1, earlier: -1, next: 1, later: 1 }[name];
+  if (name === 'drop') ask(`drop:${chip.dataset.tag}`);
+  else if (['earlier', 'later'].includes(name) && index + step >= 0) {
     focused = chip.dataset.tag;
     ask(`move:${index + step}:${chip.dataset.tag}`);
   } else if (step) { const next = chips()[index + step]; if (next) next.focus(); }

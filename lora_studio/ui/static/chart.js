@@ -265,7 +265,8 @@ class StudioChart extends HTMLElement {
   }
 
   pressKey(event) {
-    if (event.altKey || event.ctrlKey || event.metaKey || !this.layout) return;
+    const name = window.studioKey('chart', event);
+    if (!name || !this.layout) return;
     const { found } = this;
     const { cursor } = this.state;
     const place = cursor === null ? -1 : indexUpTo(found, cursor);
@@ -278,14 +279,14 @@ class StudioChart extends HTMLElement {
       Home: 0,
       End: found.length - 1,
     };
-    if (event.key in moves && found.length) {
-      this.readOut(found[Math.min(Math.max(moves[event.key], 0), found.length - 1)]);
-    } else if (event.key === 'Escape') {
+    if (name in moves && found.length) {
+      this.readOut(found[Math.min(Math.max(moves[name], 0), found.length - 1)]);
+    } else if (name === 'Escape') {
       if (cursor === null && !this.state.zoom) return;
       this.setCursor(null);
       this.setZoom(null);
-    } else if (event.key === '+' || event.key === '-') {
-      this.zoomByKey(event.key === '+' ? KEY_ZOOM : 1 / KEY_ZOOM);
+    } else if (name === '+' || name === '-') {
+      this.zoomByKey(name === '+' ? KEY_ZOOM : 1 / KEY_ZOOM);
     } else return;
     event.preventDefault();
     event.stopPropagation();

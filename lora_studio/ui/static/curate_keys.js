@@ -23,16 +23,13 @@ if (!window.studioCurateKeys.send) {
     window.studioPress(window.studioCurateKeys.send, name === 'z' ? 'z' : `${name}:${chosen}`, event.repeat);
   };
   document.addEventListener('keydown', (event) => {
-    const typing = 'input:not([type=radio], [type=checkbox]), textarea, select, [contenteditable], [role="listbox"]';
     const keys = document.querySelector('.curate-keys');
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest(typing)) return;
-    if (!keys || !keys.offsetParent) return;
-    const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (name === 'ArrowDown' || name === 'ArrowUp') {
+    const name = window.studioKey('curate', event);
+    if (!name || window.studioIsTyping(event) || !keys || !keys.offsetParent) return;
+    if (name === 'down' || name === 'up') {
       if (event.target.closest('[role="tab"]') || !rows().length) return;
-      choose(rows(), chosen + (name === 'ArrowDown' ? 1 : -1));
-    } else if (['z', 'k', 'u', 'Delete'].includes(name)) press(event, name);
-    else return;
+      choose(rows(), chosen + (name === 'down' ? 1 : -1));
+    } else press(event, name);
     event.preventDefault();
   });
   new MutationObserver(chooseNext).observe(document.body, { childList: true, subtree: true });

@@ -6,7 +6,6 @@ window.studioSelection ||= {};
 window.studioSelection.trigger = trigger;  // that of the component as it is now
 if (!window.studioSelection.chosen) {
   const chosen = window.studioSelection.chosen = new Set();
-  const TYPING = 'input:not([type=radio], [type=checkbox]), textarea, select, [contenteditable], [role="listbox"]';
   let all = false, anchor = null, from = '';
   const grid = () => document.querySelector('#dataset-grid .shots');
   const bar = () => document.querySelector('#dataset-selection .selection-bar');
@@ -91,19 +90,19 @@ if (!window.studioSelection.chosen) {
   };
   document.addEventListener('keydown', (event) => {
     if (event.target.matches?.('.selection-tag') && event.key === 'Enter') act('add_tag');
-    if (!isShown() || event.altKey || event.target.closest?.(TYPING) || document.querySelector('.lightbox')) return;
-    const focused = event.target.closest?.('#dataset-grid .cell'), key = event.key.toLowerCase();
+    if (!isShown() || window.studioIsTyping(event) || document.querySelector('.lightbox')) return;
+    const focused = event.target.closest?.('#dataset-grid .cell'), name = window.studioKey('grid', event);
     const current = focused ?? grid().querySelector('.shot[aria-pressed="true"]')?.closest('.cell');
     const count = all ? 1 : chosen.size;
-    if (event.key.startsWith('Arrow') && focused) move(event, focused);
-    else if (key === 'x' && current && !event.ctrlKey && !event.metaKey) {
+    if (name.includes('Arrow') && focused) move(event, focused);
+    else if (name === 'select' && current) {
       set(current, !(all || chosen.has(current.dataset.id)));
       show();
-    } else if (key === 'a' && (event.ctrlKey || event.metaKey)) {
+    } else if (name === 'page') {
       cells().forEach((cell) => chosen.add(cell.dataset.id));
       show();
-    } else if (event.key === 'Escape' && count) clear();
-    else if (event.key === 'Delete' && count && !isAside()) act('set_aside');
+    } else if (name === 'clear' && count) clear();
+    else if (name === 'aside' && count && !isAside()) act('set_aside');
     else return;
     event.preventDefault();
     event.stopImmediatePropagation();

@@ -68,6 +68,8 @@ if (!window.studioViewer.zoom) {
   }, { passive: false });
   document.addEventListener('keydown', (event) => {
     if (!open() || event.altKey || event.ctrlKey || event.metaKey) return;
+    const name = window.studioKey('viewer', event);
+    if (document.querySelector('dialog[open]')) return;
     if (event.key === 'Tab') {
       const items = [...open().querySelectorAll('button, summary')].filter((item) => item.offsetParent);
       const edge = event.shiftKey ? items[0] : items[items.length - 1];
@@ -75,14 +77,13 @@ if (!window.studioViewer.zoom) {
       event.preventDefault();
       return (event.shiftKey ? items[items.length - 1] : items[0]).focus();
     }
-    if (event.key === 'Escape' && (viewer.tool || viewer.box)) {
+    if (name === 'Escape' && (viewer.tool || viewer.box)) {
       viewer.tool = '';
       viewer.box = null;
       show();
     } else {
-      if (event.key === 'Enter' && (!viewer.box || event.target.closest('button, summary'))) return;
-      const key = { '=': '+', _: '-' }[event.key] ?? event.key;
-      const button = open().querySelector(`[data-key="${CSS.escape(key)}"]`);
+      if (name === 'Enter' && (!viewer.box || event.target.closest('button, summary'))) return;
+      const button = name && open().querySelector(`[data-key="${CSS.escape(name)}"]`);
       if (!button || button.hidden) return;
       press(button);
     }

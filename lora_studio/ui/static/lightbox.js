@@ -11,6 +11,7 @@ if (!window.studioLightbox) {
   document.addEventListener('keydown', (event) => {
     const open = box();
     if (!open || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (document.querySelector('dialog[open]')) return;
     if (event.key === 'Tab') {
       const items = [...open.querySelectorAll(focusable)].filter((item) => item.offsetParent);
       const edge = event.shiftKey ? items[0] : items[items.length - 1];
@@ -21,10 +22,11 @@ if (!window.studioLightbox) {
       return;
     }
     if (event.target.matches?.('input[type="range"]') && event.key.startsWith('Arrow')) return;
-    const button = open.querySelector(`[data-key="${CSS.escape(event.key)}"] button`);
+    const name = window.studioKey('lightbox', event);
+    const button = name && open.querySelector(`[data-key="${CSS.escape(name)}"] button`);
     if (!button) return;
     event.preventDefault();
-    key = event.key;
+    key = name;
     button.click();
   });
 

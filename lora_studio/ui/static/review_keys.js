@@ -4,11 +4,6 @@ window.studioReviewKeys ||= {};
 window.studioReviewKeys.trigger = trigger;  // that of the component as it is now
 if (!window.studioReviewKeys.send) {
   window.studioReviewKeys.send = (presses) => window.studioReviewKeys.trigger('click', { presses });
-  const keys = {
-    ArrowLeft: 'previous', k: 'previous', ArrowRight: 'next', j: 'next', Enter: 'mark', ' ': 'mark', r: 'toggle',
-    Delete: 'aside', v: 'view',
-  };
-  const typing = 'input:not([type=radio], [type=checkbox]), textarea, select, [contenteditable], [role="listbox"]';
   // What the focused element does with a key itself, such as a button with Enter.
   const pressable = 'button, a, summary, [tabindex], [type=checkbox], [type=radio]:not(:checked)';
   const own = { Enter: pressable, ' ': pressable, ArrowLeft: '[role="tab"]', ArrowRight: '[role="tab"]', Delete: '.chip' };
@@ -19,14 +14,12 @@ if (!window.studioReviewKeys.send) {
     window.studioPress(window.studioReviewKeys.send, name, event.repeat);
   };
   document.addEventListener('keydown', (event) => {
-    if (!isShown() || document.querySelector('.lightbox') || event.altKey || event.target.closest(typing)) return;
-    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (event.ctrlKey || event.metaKey) {
-      if (key === 'z' && !event.shiftKey) press(event, 'undo');
-    } else if (key === 'a') {
+    if (!isShown() || document.querySelector('.lightbox') || window.studioIsTyping(event)) return;
+    const name = window.studioKey('review', event);
+    if (name === 'add') {
       event.preventDefault();
       document.querySelector('#review-add input').focus();
-    } else if (keys[key] && !(own[key] && event.target.closest(own[key]))) press(event, keys[key]);
+    } else if (name && !(own[event.key] && event.target.closest(own[event.key]))) press(event, name);
   });
   // A button that was clicked with the mouse does not keep the focus, so that Enter continues the review.
   document.addEventListener('click', (event) => {
