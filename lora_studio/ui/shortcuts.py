@@ -20,6 +20,7 @@ class Place(StrEnum):
 
     PAGE = "page"
     GRID = "grid"
+    SELECTION_TAG = "selection_tag"
     REVIEW = "review"
     ADD_TAG = "add_tag"
     CHIPS = "chips"
@@ -32,6 +33,7 @@ class Place(StrEnum):
 TITLES = {
     Place.PAGE: "Everywhere",
     Place.GRID: "Dataset, grid of images",
+    Place.SELECTION_TAG: "Dataset, tag of selected images",
     Place.REVIEW: "Dataset, Review",
     Place.ADD_TAG: "Dataset, field that adds a tag",
     Place.CHIPS: "Dataset, tag of a caption",
@@ -93,6 +95,7 @@ SHORTCUTS: dict[Place, tuple[Shortcut, ...]] = {
         Shortcut("clear the selection", {"Escape": "clear"}),
         Shortcut("set the selection aside", {"Delete": "aside"}),
     ),
+    Place.SELECTION_TAG: (Shortcut("add the tag", {"Enter": "add_tag"}),),
     Place.REVIEW: (
         Shortcut(
             "previous, next",

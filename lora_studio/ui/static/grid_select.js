@@ -89,7 +89,7 @@ if (!window.studioSelection.chosen) {
     next.querySelector('.shot').focus();
   };
   document.addEventListener('keydown', (event) => {
-    if (event.target.matches?.('.selection-tag') && event.key === 'Enter') act('add_tag');
+    if (event.target.matches?.('.selection-tag') && window.studioKey('selection_tag', event)) act('add_tag');
     if (!isShown() || window.studioIsTyping(event) || document.querySelector('.lightbox')) return;
     const focused = event.target.closest?.('#dataset-grid .cell'), name = window.studioKey('grid', event);
     const current = focused ?? grid().querySelector('.shot[aria-pressed="true"]')?.closest('.cell');
