@@ -46,10 +46,11 @@ from lora_studio.models.catalogue import find_base
 from lora_studio.planning.speeds import remember_speed
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.workspace.gpu_queue import hold_gpu, live_tickets
-from lora_studio.workspace.job_environment import can_start, secrets_of, worker_environment
+from lora_studio.workspace.job_environment import HUB_SECRETS, can_start, secrets_of, worker_environment
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home
+from lora_studio.workspace.remote_run import is_remote
 from lora_studio.workspace.run_queue import RunQueue
 
 MAIN_FILE = Path(__file__).with_name("__main__.py")
@@ -74,8 +75,12 @@ class Stage(Protocol):
         """Run the job until it is complete or `should_stop` returns True."""
 
 
-def stage_for(job: AnyJob) -> Stage:
+def stage_for(job: AnyJob, folder: JobFolder) -> Stage:
     """Return the function that runs this kind of job; imported here, since it may import torch."""
+    if is_remote(folder.path):
+        from lora_studio.remote.follow import train_on_hf_jobs
+
+        return train_on_hf_jobs
     match job:
         case TrainJob():
             from lora_studio.training.train import train
@@ -121,7 +126,7 @@ def start(folder: JobFolder, home: Home, *, resume: bool = False, trusted: bool 
     works from any working directory and without an installed package.
     """
     job = folder.job()
-    command = [sys.executable, *_launcher_arguments(job), str(MAIN_FILE)]
+    command = [sys.executable, *([] if is_remote(folder.path) else _launcher_arguments(job)), str(MAIN_FILE)]
     command += ["worker", str(folder.path.resolve()), "--home", str(home.path)]
     if resume:
         command.append("--resume")
@@ -136,8 +141,9 @@ def start(folder: JobFolder, home: Home, *, resume: bool = False, trusted: bool 
             started_at=time.time(),
         )
     )
+    needed = secrets_of(job) | (HUB_SECRETS if is_remote(folder.path) else frozenset())
     with disk_errors(folder.log_file), folder.log_file.open("ab") as log:
-        process = start_detached(command, log, folder.path, worker_environment(secrets_of(job), trusted=trusted))
+        process = start_detached(command, log, folder.path, worker_environment(needed, trusted=trusted))
     threading.Thread(target=_reap, args=(process, folder, own.pid), daemon=True, name=f"reap {process.pid}").start()
 
 
@@ -224,10 +230,11 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         ):
             folder.update_status(state=JobState.RUNNING, message="Starting", started_at=time.time())
             with library_errors(job):
-                if needs_gpu(job):
-                    check_gpu_is_usable()
-                stage = stage_for(job)
-                limit_gpu_memory()
+                stage = stage_for(job, folder)
+                if not is_remote(folder.path):
+                    if needs_gpu(job):
+                        check_gpu_is_usable()
+                    limit_gpu_memory()
                 result = stage(
                     job, folder, home=home, report=recorder, should_stop=folder.stop_requested, resume=resume
                 )
@@ -257,7 +264,8 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         folder.clear_stop()
         folder.clear_sample_request()
         folder.clear_save_request()
-        remember_speed(home, folder)
+        if not is_remote(folder.path):
+            remember_speed(home, folder)
     if getattr(result, "stopped", False):
         recorder.finish(JobState.STOPPED, stopped_event(result, folder))
     else:
@@ -267,8 +275,8 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
 
 
 def _turn(job: AnyJob, folder: JobFolder, home: Home, recorder: EventRecorder) -> AbstractContextManager[None]:
-    """Return what waits for the job's turn; a download needs no GPU and does not wait for those that do."""
-    if isinstance(job, DownloadJob):
+    """Return what waits for the job's turn; a download or a job elsewhere needs no GPU and does not wait."""
+    if isinstance(job, DownloadJob) or is_remote(folder.path):
         return nullcontext()
     return hold_gpu(home.queue, folder.name, should_stop=folder.stop_requested, on_wait=recorder.report_wait)
 
@@ -323,7 +331,7 @@ def follow(folder: JobFolder, *, home: Home, resume: bool = False) -> None:
     _silence_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    stage_for(job)(job, folder, home=home, report=_ignore, should_stop=folder.stop_requested, resume=resume)
+    stage_for(job, folder)(job, folder, home=home, report=_ignore, should_stop=folder.stop_requested, resume=resume)
 
 
 def _ignore(event: Event) -> None:

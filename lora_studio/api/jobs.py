@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.event_recorder import Listener
 from lora_studio.events import Event, FailedEvent, StepEvent, StoppedEvent
 from lora_studio.planning.automatic_stop import AutomaticStop
+from lora_studio.settings.hf_jobs import HfJobsSettings
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.worker import execute, start
 from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
 from lora_studio.workspace.job_paths import missing_paths, move_path
 from lora_studio.workspace.project import Home
+from lora_studio.workspace.remote_run import RemoteRun, is_remote
 
 if TYPE_CHECKING:
     from lora_studio.training.train import TrainResult
@@ -29,15 +32,26 @@ def ignore(event: Event) -> None:
     """Do nothing with an event."""
 
 
-def run_job(job: AnyJob, *, out: Path | None = None, home: Home | None = None, on_event: Listener = ignore) -> Any:
+def run_job(
+    job: AnyJob,
+    *,
+    out: Path | None = None,
+    home: Home | None = None,
+    on_event: Listener = ignore,
+    hf_jobs: HfJobsSettings | None = None,
+) -> Any:
     """Run a job in this process; return the result of its kind.
 
-    `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
+    `out` is the job folder (default: a numbered one in the studio's home). With `hf_jobs` a training runs on Hugging
+    Face Jobs, and this process follows it. Raises StudioError.
     """
     home = home or Home.locate()
     if out is None:
         out = numbered_folder(home.path / FOLDERS[job.kind], job.name if isinstance(job, TrainJob) else "")
-    return execute_job(JobFolder.create(out, job.with_absolute_paths()), home, on_event)
+    folder = JobFolder.create(out, job.with_absolute_paths())
+    if hf_jobs is not None:
+        RemoteRun(flavor=hf_jobs.flavor, timeout=hf_jobs.timeout, key=token_hex(6)).write(folder.path)
+    return execute_job(folder, home, on_event)
 
 
 def resume(
@@ -85,7 +99,7 @@ def build(kind: type[J], **values: Any) -> J:
 def execute_job(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool = False) -> Any:
     """Run or resume the job of a folder, in several processes if it wants them; return the result of its kind."""
     job = folder.job()
-    if isinstance(job, TrainJob) and job.num_processes > 1:
+    if isinstance(job, TrainJob) and job.num_processes > 1 and not is_remote(folder.path):
         return run_in_processes(folder, home, on_event, resume=resume)
     return execute(folder, home=home, resume=resume, listen=on_event)
 

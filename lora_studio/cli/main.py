@@ -26,6 +26,7 @@ from lora_studio.cli.console import (
     print_markdown,
 )
 from lora_studio.cli.crops import crops
+from lora_studio.cli.hf_jobs import Place, hf_job, hf_jobs_settings, print_cost
 from lora_studio.cli.lora import lora_app
 from lora_studio.cli.make import make
 from lora_studio.cli.models import models_app
@@ -44,6 +45,7 @@ from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import NEW_PROJECT
 from lora_studio.planning.presets import load_preset
 from lora_studio.settings.choices import LoraKind
+from lora_studio.settings.hf_jobs import HfJobsSettings
 from lora_studio.settings.job_specs import AnyJob, TagJob, TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
 from lora_studio.workspace.job_folder import JobFolder
@@ -215,6 +217,11 @@ def train(
     more_epochs: Annotated[
         int | None, typer.Option(min=1, help="With --resume: train this many epochs more, as a new run beside it.")
     ] = None,
+    where: Annotated[
+        Place, typer.Option("--on", help="Where to train: here, or hf-jobs (experimental; costs money).")
+    ] = Place.HERE,
+    flavor: Annotated[str | None, typer.Option(help=field_help(HfJobsSettings, "flavor"))] = None,
+    timeout: Annotated[str | None, typer.Option(help=field_help(HfJobsSettings, "timeout"))] = None,
     home: HomeOption = None,
     as_json: Json = False,
     **given: Any,
@@ -223,11 +230,15 @@ def train(
 
     With --resume, --dataset and other paths say where files are that have moved since the run began.
 
+    With --on hf-jobs it trains on Hugging Face Jobs, paid by your account there, and --resume follows that job again.
+    This is experimental: it was not run on the service yet.
+
     With --vary it trains nothing itself: the runs go into the queue, and --out is the folder for theirs.
 
     Without a JOB.toml or --from, the recipe is planned for the images, the base and this machine, as `plan` does.
     """
     result: TrainResult
+    hf_jobs = hf_jobs_settings(where, flavor, timeout, has_other=bool(resume or vary))
     if resume and vary:
         raise InputError("--resume and --vary exclude each other.", "Give one of the two.", code="usage")
     if resume:
@@ -251,7 +262,9 @@ def train(
         if vary:
             queue_variants(job, vary, out=out, home=Home.locate(home), as_json=as_json)
             return
-        result = _run(job, home, out)
+        if hf_jobs is not None:
+            print_cost(hf_jobs)
+        result = _run(job, home, out, hf_jobs)
     if as_json:
         print_json(result)
         return
@@ -310,6 +323,9 @@ def upload(file: Annotated[Path, typer.Argument(metavar="UPLOAD.json")]) -> None
     raise typer.Exit(0 if run_upload(file) else 1)
 
 
+app.command(hidden=True)(hf_job)
+
+
 @app.command(hidden=True)
 def worker(
     folder: Annotated[Path, typer.Argument(metavar="JOB")],
@@ -322,10 +338,10 @@ def worker(
     raise typer.Exit(run_detached(folder, Home.locate(home), resume=resume))
 
 
-def _run(job: AnyJob, home: Path | None, out: Path | None = None) -> Any:
+def _run(job: AnyJob, home: Path | None, out: Path | None = None, hf_jobs: HfJobsSettings | None = None) -> Any:
     """Run a job with a progress bar on stderr and return its result."""
     with JobProgress(err_console) as bar:
-        return api.run_job(job, out=out, home=Home.locate(home), on_event=bar)
+        return api.run_job(job, out=out, home=Home.locate(home), on_event=bar, hf_jobs=hf_jobs)
 
 
 def _planned(job: TrainJob, kind: LoraKind, home: Home) -> TrainJob:

@@ -4,6 +4,7 @@
 001-NAME/
   job.toml         the settings, written before the first step
   environment.json versions, device and seed of the machine that ran it
+  remote.json      of a training on Hugging Face Jobs: its job and repository, see remote_run
   status.json      current state and progress, replaced atomically
   events.jsonl     the events of lora_studio.events, one JSON object per line, flushed line by line
   dataset.jsonl    of a training: its images with their hashes and captions
@@ -43,6 +44,7 @@ from lora_studio.events import Event, parse_event
 from lora_studio.files import cached_by_stamp, write_bytes, write_json, write_text
 from lora_studio.settings.job_specs import AnyJob, job_from_toml, job_to_toml
 from lora_studio.workspace.job_paths import with_found_paths, with_stored_paths
+from lora_studio.workspace.remote_run import is_remote
 
 DATASET_FILE = "dataset.jsonl"
 IMAGE_LOSSES_FILE = "image_losses.json"
@@ -204,6 +206,8 @@ class JobFolder:
 
     def resume_remedy(self) -> str:
         """Return what a resume of this kind of job does; empty if job.toml does not tell the kind."""
+        if is_remote(self.path):
+            return "Resume follows the job on Hugging Face Jobs again."
         try:
             found = re.search(r'^kind = "(\w+)"', self.job_file.read_text("utf-8", errors="replace"), re.MULTILINE)
         except OSError:

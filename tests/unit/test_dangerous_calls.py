@@ -52,6 +52,8 @@ ALLOWED = {
     "lora_studio/device.py": {"starts a process"},
     "lora_studio/hub.py": {"opens connections"},  # these three name the exceptions of huggingface_hub's client
     "lora_studio/hub_files.py": {"opens connections"},
+    "lora_studio/remote/job_script.py": {"starts a process"},  # in the job: uv, with the training
+    "lora_studio/remote/service.py": {"opens connections"},
     "lora_studio/sharing/upload.py": {"opens connections"},
     "lora_studio/training/optim/optimizers.py": {"imports by name"},
     "lora_studio/training/optim/schedules.py": {"imports by name"},
