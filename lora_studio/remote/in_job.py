@@ -37,7 +37,8 @@ class EventPrinter:
         """Print an event at once."""
         with self.lock:
             self.printed += 1
-            print(json.dumps(event.record() | {"n": self.printed}), file=sys.stdout, flush=True)
+            sys.stdout.write(json.dumps(event.record() | {"n": self.printed}) + "\n")
+            sys.stdout.flush()
 
 
 @dataclass

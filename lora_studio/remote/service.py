@@ -135,14 +135,14 @@ class JobsService:
 
     def download(self, repo: str, path: str, folder: Path) -> Path | None:
         """Download a file of the repository below `folder` and return its path; None if there is no such file."""
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import RemoteEntryNotFoundError
 
         with jobs_errors(f"The download of {path} from {repo}"):
             try:
                 return Path(
                     self.api.hf_hub_download(repo, path, repo_type="dataset", local_dir=folder, force_download=True)
                 )
-            except EntryNotFoundError:
+            except RemoteEntryNotFoundError:
                 return None
 
     def without_token(self, text: str) -> str:
@@ -154,15 +154,15 @@ class JobsService:
 def jobs_errors(what: str) -> Iterator[None]:
     """Raise InputError or JobError, with a remedy, for what huggingface_hub raises."""
     from httpx2 import HTTPError
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         yield
-    except (StudioError, EntryNotFoundError):
+    except StudioError:
         raise
     except HfHubHTTPError as error:
         raise _refusal(what, error) from error
-    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:  # ValueError: of a download
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise JobError(
             f"{what} failed: {reason.rstrip('.')}.",

@@ -30,6 +30,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfJobsSe
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with HfJobsServer(tmp_path / "service").running() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setenv("HF_TOKEN", hub.token)
         yield hub
 
