@@ -75,12 +75,8 @@ class Stage(Protocol):
         """Run the job until it is complete or `should_stop` returns True."""
 
 
-def stage_for(job: AnyJob, folder: JobFolder) -> Stage:
+def stage_for(job: AnyJob) -> Stage:
     """Return the function that runs this kind of job; imported here, since it may import torch."""
-    if is_remote(folder.path):
-        from lora_studio.remote.follow import train_on_hf_jobs
-
-        return train_on_hf_jobs
     match job:
         case TrainJob():
             from lora_studio.training.train import train
@@ -98,6 +94,13 @@ def stage_for(job: AnyJob, folder: JobFolder) -> Stage:
             from lora_studio.models.download import download_base
 
             return download_base
+
+
+def _remote_stage() -> Stage:
+    """Return the function that follows a training on Hugging Face Jobs."""
+    from lora_studio.remote.follow import train_on_hf_jobs
+
+    return train_on_hf_jobs
 
 
 def needs_gpu(job: AnyJob) -> bool:
@@ -230,7 +233,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         ):
             folder.update_status(state=JobState.RUNNING, message="Starting", started_at=time.time())
             with library_errors(job):
-                stage = stage_for(job, folder)
+                stage = _remote_stage() if is_remote(folder.path) else stage_for(job)
                 if not is_remote(folder.path):
                     if needs_gpu(job):
                         check_gpu_is_usable()
@@ -331,7 +334,7 @@ def follow(folder: JobFolder, *, home: Home, resume: bool = False) -> None:
     _silence_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    stage_for(job, folder)(job, folder, home=home, report=_ignore, should_stop=folder.stop_requested, resume=resume)
+    stage_for(job)(job, folder, home=home, report=_ignore, should_stop=folder.stop_requested, resume=resume)
 
 
 def _ignore(event: Event) -> None:
