@@ -262,9 +262,11 @@ def train(
         if vary:
             queue_variants(job, vary, out=out, home=Home.locate(home), as_json=as_json)
             return
-        if hf_jobs is not None:
+        if hf_jobs is None:
+            result = _run(job, home, out)
+        else:
             print_cost(hf_jobs)
-        result = _run(job, home, out, hf_jobs)
+            result = _run(job, home, out, hf_jobs)
     if as_json:
         print_json(result)
         return
