@@ -86,7 +86,7 @@ def stopped_event(result: BaseModel, folder: JobFolder) -> StoppedEvent:
     """Return the last event of a job that was stopped, by the user or by the losses of its training."""
     stop = getattr(result, "automatic_stop", None)
     if stop is None:
-        return StoppedEvent(message="Stopped; everything so far is saved.", remedy=folder.resume_remedy())
+        return StoppedEvent(message="Stopped; everything so far is saved.", remedy=folder.stopped_remedy())
     lora: Path | None = getattr(result, "lora", None)
     kept = f"Its result is {lora.name}. " if lora else ""
     return StoppedEvent(

@@ -150,7 +150,8 @@ def result_of(outputs: OutputList, run: Path) -> dict[str, object] | None:
     if outputs.result is None:
         return None
     lora = outputs.result.get("lora")
-    return json.loads(json.dumps(outputs.result)) | {
+    result: dict[str, object] = json.loads(json.dumps(outputs.result))
+    return result | {
         "run": str(run),
         "lora": str(run / _checked(str(lora))) if lora else None,
     }

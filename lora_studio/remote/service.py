@@ -102,7 +102,7 @@ class JobsService:
         import huggingface_hub
 
         with jobs_errors(f"The job on {settings.flavor}"):
-            return self.api.run_uv_job(
+            started: JobInfo = self.api.run_uv_job(
                 "python",
                 script_args=["-c", START, repo],
                 dependencies=[f"huggingface_hub=={huggingface_hub.__version__}"],
@@ -112,6 +112,7 @@ class JobsService:
                 labels={LABEL: key, "name": "lora-studio"},
                 namespace=self.namespace,
             )
+            return started
 
     def find(self, key: str) -> JobInfo | None:
         """Return the job with a label, started by an app that ended before it could record it; None without one."""

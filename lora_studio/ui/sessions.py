@@ -37,7 +37,7 @@ class Sessions(StateHolder):
         return super().__getitem__(session_id)
 
     def delete_all_expired_state(self) -> None:
-        """Drop sessions of closed pages: the oldest beyond MAX_CLOSED, and expired ones. Gradio calls it each second."""
+        """Drop sessions of closed pages: the oldest beyond MAX_CLOSED, and expired ones. Called each second."""
         super().delete_all_expired_state()  # type: ignore[no-untyped-call]
         closed = [name for name, session in list(self.session_data.items()) if session.is_closed]  # last used last
         now = datetime.now()

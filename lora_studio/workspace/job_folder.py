@@ -214,6 +214,15 @@ class JobFolder:
             return ""
         return RESUME_REMEDIES.get(found[1], "") if found else ""
 
+    def stopped_remedy(self) -> str:
+        """Return what can be done after a stop; a job on Hugging Face Jobs was cancelled by it."""
+        if is_remote(self.path):
+            return (
+                "A cancelled job cannot be continued: start a new run, with one of the saved checkpoints as "
+                "--network-weights if there is one."
+            )
+        return self.resume_remedy()
+
     def set_status(self, status: JobStatus) -> None:
         """Write status.json."""
         write_text(
