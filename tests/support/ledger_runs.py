@@ -33,13 +33,14 @@ def make_ledger_run(
     rise: float = 0.0,
     steps: int = 60,
     samples: int = 0,
+    until: int | None = None,
     job: Mapping[str, Any] | None = None,
     **recipe: Any,
 ) -> JobFolder:
     """Create a finished run of 4 epochs, made from `parent`, whose loss falls from 0.15 to `final`, then by `rise` up.
 
-    `images` maps each image's hash to its caption; `samples` is the size in px of the pictures, none by default. `job`
-    and `recipe` override settings.
+    `images` maps each image's hash to its caption; `samples` is the size in px of the pictures, none by default. A run
+    `until` a step has no LoRA and was stopped after that step. `job` and `recipe` override settings.
     """
     folder = project.new_run_dir("ink")
     given = {
@@ -54,9 +55,12 @@ def make_ledger_run(
     run = JobFolder.create(folder, TrainJob.parse(given))
     _write_data(run.path, images or {f"{number:064x}": f"inkstamp_hc, thing {number}" for number in range(3)})
     number = int(run.name[:3])
-    _write_events(run, steps, np.random.default_rng(number), final, rise, samples, SAMPLE_SEED)
-    shutil.copyfile(LORA, run.path / "ink.safetensors")
-    run.set_status(JobStatus(state=JobState.DONE, done=steps, total=steps, started_at=STARTED + 3600 * number))
+    done = steps if until is None else until
+    _write_events(run, steps, done, np.random.default_rng(number), final, rise, samples, SAMPLE_SEED)
+    if until is None:
+        shutil.copyfile(LORA, run.path / "ink.safetensors")
+    state = JobState.DONE if until is None else JobState.STOPPED
+    run.set_status(JobStatus(state=state, done=done, total=steps, started_at=STARTED + 3600 * number))
     return run
 
 
@@ -69,14 +73,14 @@ def _write_data(run: Path, images: Mapping[str, str]) -> None:
 
 
 def _write_events(
-    run: JobFolder, steps: int, rng: np.random.Generator, final: float, rise: float, samples: int, seed: int
+    run: JobFolder, steps: int, done: int, rng: np.random.Generator, final: float, rise: float, samples: int, seed: int
 ) -> None:
-    """Write the events of a run as lines, all at once: `emit` flushes each to disk."""
+    """Write the events of the first `done` of a run's steps as lines, all at once: `emit` flushes each to disk."""
     events: list[Any] = [
         start_event(total=steps, epochs=4, steps_per_epoch=steps // 4),
         ValidationEvent(step=0, epoch=0, loss=BASE_LOSS, split="training", base_loss=BASE_LOSS),
     ]
-    for step in range(1, steps + 1):
+    for step in range(1, done + 1):
         progress = step / steps
         mean = BASE_LOSS + (final - BASE_LOSS) * (1 - 0.01**progress) + rise * max(0.0, progress - 0.6)
         loss = float(mean * rng.gamma(1 / 0.27**2, 0.27**2))
