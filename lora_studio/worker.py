@@ -41,6 +41,7 @@ from lora_studio.events import (
     Report,
     StoppedEvent,
 )
+from lora_studio.file_lock import change_file
 from lora_studio.job_errors import library_errors
 from lora_studio.models.catalogue import find_base
 from lora_studio.planning.speeds import remember_speed
@@ -50,7 +51,7 @@ from lora_studio.workspace.job_environment import HUB_SECRETS, can_start, secret
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home
-from lora_studio.workspace.remote_run import is_remote
+from lora_studio.workspace.remote_run import REMOTE_FILE, is_remote
 from lora_studio.workspace.run_queue import RunQueue
 
 MAIN_FILE = Path(__file__).with_name("__main__.py")
@@ -169,6 +170,29 @@ def start_next(home: Home, *, wait: bool = False) -> JobFolder | None:
     while wait and taken and taken.folder.status().pid == os.getpid() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return taken.folder if taken else None
+
+
+def take_up_remote_runs(home: Home) -> list[JobFolder]:
+    """Follow the trainings on Hugging Face Jobs again whose worker process was killed; return their folders.
+
+    The jobs continued meanwhile. A request to stop that was not carried out yet stays.
+    """
+    runs = [folder for project in home.projects() for folder in project.runs() if is_remote(folder.path)]
+    taken = []
+    for folder in runs:
+        if not folder.has_lost_worker():
+            continue
+        try:
+            with change_file(folder.path / REMOTE_FILE):
+                if folder.has_lost_worker():
+                    stops = folder.stop_requested()
+                    start(folder, home, resume=True)
+                    if stops:
+                        folder.request_stop()
+                    taken.append(folder)
+        except (StudioError, OSError):
+            logging.getLogger(__name__).exception("%s is not followed again", folder.path)
+    return taken
 
 
 def _hand_over(home: Home) -> None:

@@ -50,6 +50,7 @@ from lora_studio.settings.job_specs import AnyJob, TagJob, TrainJob, job_from_to
 from lora_studio.settings.recipe import Recipe, apply_overrides
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from lora_studio.workspace.remote_run import is_remote
 
 if TYPE_CHECKING:
     from lora_studio.dataset.tagging.stage import TagResult
@@ -273,7 +274,10 @@ def train(
     if result.automatic_stop:
         out_console.print(result.automatic_stop.message, soft_wrap=True, highlight=False, markup=False)
     if result.stopped:
-        out_console.print(f"Stopped at step {result.steps}. Continue with: train --resume --out {result.run}")
+        then = f"Continue with: train --resume --out {result.run}"
+        if is_remote(result.run):
+            then = JobFolder(result.run).stopped_remedy()
+        out_console.print(f"Stopped at step {result.steps}. {then}")
     if result.lora:
         out_console.print(f"LoRA: {result.lora}", soft_wrap=True, highlight=False)
     if result.verdict:

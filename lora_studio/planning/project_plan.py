@@ -26,12 +26,16 @@ from lora_studio.workspace.project import Project, ProjectInfo
 
 @dataclass(frozen=True)
 class ProjectPlan:
-    """A project's settings and the plan that follows from them; without a plan, `error` says why."""
+    """A project's settings and the plan that follows from them; without a plan, `error` says why.
+
+    `remote_gib` is the memory of the GPU of another computer that trains, which the plan fits instead of the one here.
+    """
 
     project: Project
     info: ProjectInfo
     plan: Plan | None
     error: InputError | None = None
+    remote_gib: float | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -58,7 +62,9 @@ class ProjectPlan:
         if not changes and regularization is None and num_processes == 1:
             return NextRun(self, recipe, changes, self.plan, self.error)
         try:
-            figures = _inputs(self.project, self.info, recipe, regularization, num_processes).plan()
+            figures = _inputs(
+                self.project, self.info, recipe, regularization, num_processes, remote_gib=self.remote_gib
+            ).plan()
         except InputError as error:
             return NextRun(self, recipe, changes, error=error)
         return NextRun(self, recipe, changes, figures)
@@ -95,13 +101,14 @@ class NextRun:
         return f"{steps:,} {noun}" + (", as planned" if steps == planned else f" instead of {planned:,}")
 
 
-def load_plan(project: Project) -> ProjectPlan:
-    """Plan a project; raises InputError if its project.json cannot be read."""
+def load_plan(project: Project, *, remote_gib: float | None = None) -> ProjectPlan:
+    """Plan a project, for a GPU with `remote_gib` if given; raises InputError if its project.json cannot be read."""
     info = project.info()
     try:
-        return ProjectPlan(project, info, _inputs(project, info).plan())
+        plan = _inputs(project, info, remote_gib=remote_gib).plan()
     except InputError as error:
-        return ProjectPlan(project, info, None, error)
+        return ProjectPlan(project, info, None, error, remote_gib)
+    return ProjectPlan(project, info, plan, remote_gib=remote_gib)
 
 
 def available_vram_gib(info: ProjectInfo) -> float | None:
@@ -136,23 +143,26 @@ def _inputs(
     recipe: Recipe | None = None,
     regularization: Path | None = None,
     num_processes: int = 1,
+    *,
+    remote_gib: float | None = None,
 ) -> PlanInputs:
     """Read what a run on the project's images, or on the expected number of them, is planned from.
 
-    `recipe` must be used as it is, without a limit on the time. Raises InputError if it cannot work.
+    `recipe` must be used as it is, without a limit on the time. `remote_gib` is the memory of another computer's GPU,
+    whose speed is estimated. Raises InputError if the recipe cannot work.
     """
     return read_inputs(
         project.dataset_dir if project_images(project) else info.expected_images,
         kind=info.kind,
         base=info.base,
-        vram_gib=available_vram_gib(info),
+        vram_gib=available_vram_gib(info) if remote_gib is None else remote_gib,
         trigger_word=info.trigger_word,
         hours=info.hours if recipe is None else None,
         overrides=recipe.model_dump() if recipe else None,
         regularization=regularization,
         subsets=project.subsets(info) if project_images(project) else (),
         home=project.home,
-        device=_device(info),
+        device=_device(info) if remote_gib is None else None,
         num_processes=num_processes,
     )
 

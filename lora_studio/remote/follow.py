@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_studio.errors import JobError, StopRequested, StudioError
+from lora_studio.errors import InputError, JobError, StopRequested, StudioError
 from lora_studio.events import (
     DoneEvent,
     Event,
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.5  # between looks at a stop request
 STAGE_SECONDS = 15.0  # between looks at the stage of the job
-RETRIES = 20  # of the log and the stage, without an answer in between
+FIRST_WAIT_SECONDS = 2.0  # before the first retry without a connection; each of the next waits twice as long
+MAX_WAIT_SECONDS = 120.0
+RETRIES = 36  # without an answer in between: a good hour
 SAVE_SECONDS = 1.0
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 
@@ -69,7 +71,6 @@ def train_on_hf_jobs(
         folder.drop_events(lambda event, offset: offset >= end and not isinstance(event, FailedEvent | StoppedEvent))
     if not remote.job_id:
         _start(job, folder.path, service, remote, report, should_stop)
-    report(PhaseEvent(message=f"Following {remote.url}"))
     follower = _Follower(service, folder, remote, report, should_stop)
     try:
         info = follower.follow()
@@ -118,8 +119,10 @@ class _Follower:
     should_stop: Callable[[], bool]
     failed: FailedEvent | None = None
     step: StepEvent | None = None
+    has_tried_to_cancel: bool = False
     cancelled: bool = False
     has_gap: bool = False
+    is_connected: bool = False
     saved: float = 0.0
     phase: str = ""
 
@@ -135,10 +138,18 @@ class _Follower:
                     return info
                 failures = 0
             except JobError as error:
-                failures = 0 if self.remote.events > before else failures + 1
+                failures = 1 if self.remote.events > before else failures + 1
                 if error.code != "jobs_unreachable" or failures > RETRIES:
                     raise
-            self._pause()
+            self._pause(self._lost_wait(failures) if failures else STAGE_SECONDS)
+
+    def _lost_wait(self, failures: int) -> float:
+        """Report that the connection is lost, and return the seconds until the next attempt."""
+        self.is_connected = False
+        wait: float = min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (failures - 1))
+        message = f"No connection to Hugging Face Jobs: next attempt in {wait:.0f} s. The job there continues"
+        self.report(PhaseEvent(message=message))
+        return wait
 
     def _read_log(self) -> JobInfo:
         """Read the log once, until it ends or breaks or the job has ended, and return the state of the job."""
@@ -153,6 +164,8 @@ class _Follower:
                 lines.put(None)
 
         info = self._inspect()
+        if info.status.stage not in ENDED:
+            self._cancel_if_asked()
         if info.status.stage == "SCHEDULING":
             return info
         threading.Thread(target=read, daemon=True, name=f"log of {self.remote.job_id}").start()
@@ -179,21 +192,31 @@ class _Follower:
 
     def _inspect(self) -> JobInfo:
         info = self.service.inspect(self.remote.job_id)
+        if not self.is_connected:
+            self.is_connected = True
+            self.report(PhaseEvent(message=f"Following {self.remote.url}"))
         if info.status.stage == "SCHEDULING" and self.phase != info.status.stage:
             self.report(PhaseEvent(message=f"Waiting for {self.remote.flavor} on Hugging Face Jobs"))
         self.phase = info.status.stage
         return info
 
-    def _pause(self) -> None:
-        end = time.monotonic() + STAGE_SECONDS
-        while time.monotonic() < end and not self.should_stop():
-            time.sleep(LOOK_SECONDS)
-        self._cancel_if_asked()
+    def _pause(self, seconds: float) -> None:
+        """Wait, at most until the first request to stop."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and (self.has_tried_to_cancel or not self.should_stop()):
+            time.sleep(min(LOOK_SECONDS, seconds))
 
     def _cancel_if_asked(self) -> None:
-        if self.should_stop() and not self.cancelled:
+        """Cancel the job once, if that is requested; one that has ended meanwhile cannot be, and needs not."""
+        if self.cancelled or not self.should_stop():
+            return
+        self.has_tried_to_cancel = True
+        try:
             self.service.cancel(self.remote.job_id)
-            self.cancelled = True
+        except InputError:
+            if self.service.inspect(self.remote.job_id).status.stage not in ENDED:
+                raise
+        self.cancelled = True
 
     def _take(self, line: str) -> None:
         """Report the event of a line of the log, once; other lines go into worker.log."""

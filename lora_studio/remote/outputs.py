@@ -127,14 +127,23 @@ def _check_space(run: Path, missing: list[OutputFile]) -> None:
 
 
 def _download(service: JobsService, repo: str, file: OutputFile, run: Path) -> None:
-    found = service.download(repo, f"{OUTPUTS}/{file.path}", run / DOWNLOADS)
-    if found is None or found.stat().st_size != file.size or sha256(found) != file.sha256:
-        raise _damaged(repo, file.path)
+    try:
+        found = _fetch(service, repo, file, run)
+    except JobError:  # once more: the connection may have broken in the middle
+        found = _fetch(service, repo, file, run)
     target = run / file.path
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         found.replace(target)
         sync_folder(target.parent)
+
+
+def _fetch(service: JobsService, repo: str, file: OutputFile, run: Path) -> Path:
+    """Download a file beside the run's own and return its path; raise JobError if it is missing or damaged."""
+    found = service.download(repo, f"{OUTPUTS}/{file.path}", run / DOWNLOADS)
+    if found is None or found.stat().st_size != file.size or sha256(found) != file.sha256:
+        raise _damaged(repo, file.path)
+    return found
 
 
 def _damaged(repo: str, name: str) -> JobError:

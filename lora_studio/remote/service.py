@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import InputError, JobError, StudioError
 from lora_studio.settings.hf_jobs import HfJobsSettings
-from lora_studio.workspace.job_environment import ALL, WITHHELD_VARIABLE
+from lora_studio.workspace.job_environment import ALL, HUB_SECRETS, WITHHELD_VARIABLE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
@@ -62,14 +62,18 @@ class JobsService:
                 code="jobs_visitor",
             )
         if (token := get_token()) is None:
-            raise InputError(
-                "There is no token for the Hub on this machine.",
-                "Create one with write access at https://huggingface.co/settings/tokens, then run `hf auth login`.",
-                code="hub_token",
-            )
+            raise InputError("There is no token for the Hub on this machine.", _token_remedy(), code="hub_token")
         api = HfApi(token=token)
         with jobs_errors("The sign-in"):
-            return cls(api, str(api.whoami()["name"]), token)
+            account = api.whoami()
+        role = account.get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise InputError(
+                f"The token of this computer has the role {role}: it cannot upload files or start jobs.",
+                _token_remedy(),
+                code="jobs_refused",
+            )
+        return cls(api, str(account["name"]), token)
 
     def hardware(self) -> list[Hardware]:
         """Return the machines of the service with their prices."""
@@ -90,8 +94,9 @@ class JobsService:
         """Upload files, by their path in it, to a private dataset repository of the user, which is created."""
         from huggingface_hub import CommitOperationAdd
 
-        with jobs_errors(f"The upload to {repo}"):
+        with jobs_errors(f"The creation of the private repository {repo}"):
             self.api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+        with jobs_errors(f"The upload to {repo}"):
             operations = [CommitOperationAdd(path, content) for path, content in files.items()]
             self.api.create_commit(
                 repo, operations, repo_type="dataset", commit_message="Upload the inputs of a training"
@@ -151,6 +156,13 @@ class JobsService:
         return text.replace(self.token, "[HF_TOKEN]")
 
 
+def _token_remedy() -> str:
+    """Return where a token comes from; one in HF_TOKEN has precedence over that of `hf auth login`."""
+    has_variable = any(os.environ.get(name) for name in HUB_SECRETS)
+    use = "set HF_TOKEN to it" if has_variable else "run `hf auth login`"
+    return f"Create one with write access at https://huggingface.co/settings/tokens, then {use}."
+
+
 @contextmanager
 def jobs_errors(what: str) -> Iterator[None]:
     """Raise InputError or JobError, with a remedy, for what huggingface_hub raises."""
@@ -179,7 +191,7 @@ def _refusal(what: str, error: Any) -> StudioError:
     if status == 401:
         return InputError(
             f"{what} was refused ({reason}): the token of this computer is not valid.",
-            "Create one with write access at https://huggingface.co/settings/tokens, then run `hf auth login`.",
+            _token_remedy(),
             code="jobs_token",
         )
     if status == 402:

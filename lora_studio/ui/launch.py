@@ -24,7 +24,7 @@ from lora_studio.ui.sessions import keep_lean_sessions
 from lora_studio.ui.state.making import make_tour
 from lora_studio.ui.theme import CSS_FILE, studio_theme
 from lora_studio.ui.uploads import UploadLimit
-from lora_studio.worker import start_next
+from lora_studio.worker import start_next, take_up_remote_runs
 from lora_studio.workspace.project import Home
 
 MAX_UPLOAD = "4gb"
@@ -145,6 +145,7 @@ def serve(
         ) from error
     keep_lean_sessions(app)
     hosts.names.update(share_names([share_url]))
+    take_up_remote_runs(home)
     runner = QueueRunner(home)
     runner.start()
     if mode is Mode.SPACE:

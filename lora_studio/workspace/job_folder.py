@@ -175,13 +175,10 @@ class JobFolder:
 
     def status(self) -> JobStatus:
         """Read status.json; a job whose worker process died is returned as failed."""
-        try:
-            status = JobStatus.model_validate_json((self.path / "status.json").read_bytes())
-        except (OSError, ValidationError):
+        status = self._stored_status()
+        if status is None:
             return self._status_without_file()
-        if "state" not in status.model_fields_set:
-            return self._status_without_file()
-        if status.state.is_active and not is_process_alive(status.pid, status.pid_started):
+        if _has_lost_worker(status):
             return status.model_copy(
                 update={
                     "state": JobState.FAILED,
@@ -191,6 +188,19 @@ class JobFolder:
                 }
             )
         return status
+
+    def has_lost_worker(self) -> bool:
+        """Return whether status.json calls the job active while its worker process does not exist."""
+        status = self._stored_status()
+        return status is not None and _has_lost_worker(status)
+
+    def _stored_status(self) -> JobStatus | None:
+        """Return the content of status.json; None if it is missing or damaged."""
+        try:
+            status = JobStatus.model_validate_json((self.path / "status.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return status if "state" in status.model_fields_set else None
 
     def _status_without_file(self) -> JobStatus:
         """Return what the other files say about a job whose status.json is missing or damaged."""
@@ -354,6 +364,10 @@ class JobFolder:
             return "\n".join(self.log_file.read_text("utf-8", errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
+
+
+def _has_lost_worker(status: JobStatus) -> bool:
+    return status.state.is_active and not is_process_alive(status.pid, status.pid_started)
 
 
 def numbered_folder(parent: Path, name: str = "") -> Path:

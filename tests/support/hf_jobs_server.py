@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -18,10 +18,32 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
+from lora_studio.events import Event
+from lora_studio.remote.outputs import OutputFile, OutputList
 from tests.support.hub_server import serve_in_thread
 
 COMMIT = "e" * 40
 TERMINAL = ("COMPLETED", "CANCELED", "ERROR")
+
+
+def _hardware(name: str, title: str, cents: int, model: str = "", vram: str = "", count: int = 1) -> dict[str, Any]:
+    """Return a kind of machine as the service lists it; `cents` is its price per hour."""
+    gpu = {"type": "gpu", "model": model, "quantity": str(count), "vram": vram, "manufacturer": "Nvidia"}
+    price = {"unitCostMicroUSD": round(cents * 1e4 / 60), "unitCostUSD": cents / 6000, "unitLabel": "minute"}
+    machine = {"name": name, "prettyName": title, "cpu": "12 vCPU", "ram": "46 GB"}
+    return {**machine, **price, "accelerator": gpu if model else None}
+
+
+HARDWARE = [
+    _hardware("cpu-basic", "CPU Basic", 1),
+    _hardware("t4-small", "Nvidia T4 - small", 60, "T4", "16 GB"),
+    _hardware("a10g-large", "Nvidia A10G - large", 150, "A10G", "24 GB"),
+    _hardware("a10g-largex2", "2x Nvidia A10G - large", 300, "A10G", "48 GB", 2),
+    _hardware("a100-large", "Nvidia A100 - large", 250, "A100", "80 GB"),
+]
 # Installs the wheel without a network, on top of this environment's libraries, and runs python from there.
 UV = """#!{python}
 import os, subprocess, sys
@@ -47,24 +69,66 @@ class Job:
     spec: dict[str, Any]
     stage: str = "RUNNING"
     message: str | None = None
+    running_seconds: int | None = None
     lines: list[str] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
+
+    @property
+    def repo(self) -> str:
+        """The repository with the inputs and outputs of the job."""
+        return str(self.spec["command"][-1])
+
+    def print_event(self, event: Event) -> None:
+        """Add an event to the log, as the studio in the job prints it."""
+        number = sum('"n":' in line for line in self.lines) + 1
+        self.lines.append(json.dumps(event.record() | {"n": number}))
 
 
 @dataclass
 class HfJobsServer:
-    """Repositories and jobs of the user `ann`. `script` replaces the run of a job; `refuse` is the status of starts."""
+    """Repositories and jobs of the user `ann`.
+
+    `script` replaces the command of a job; without one, and with `executes`, the command runs in a process. `refuse` is
+    the status of the answer to the start of a job, `refuse_repo` to the creation of a repository. `failures` is how
+    many requests for a job or its log are answered with 503, `cuts` how many log streams break after their first line,
+    `cut_downloads` how many downloads of outputs break in the middle.
+    """
 
     folder: Path
     token: str = "hf_secretsecretsecret"
+    role: str = "write"
     url: str = ""
     refuse: int | None = None
+    refuse_repo: int | None = None
     executes: bool = True
+    script: Callable[[HfJobsServer, Job], None] | None = None
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
     objects: dict[str, bytes] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
-    cuts: int = 0  # log streams that break after their first line
+    failures: int = 0
+    cuts: int = 0
+    cut_downloads: int = 0
+
+    def use_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let huggingface_hub of this process use this server, with its token."""
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_TOKEN", self.token)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that let another process use this server, with its token."""
+        return {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": self.token}
+
+    def upload_outputs(self, job: Job, files: Mapping[str, bytes], result: dict[str, object] | None = None) -> None:
+        """Put files of a run into the repository of a job, as the studio in the job does."""
+        listed = [OutputFile(path=path, size=len(item), sha256=_digest(item)) for path, item in files.items()]
+        content = OutputList(files=listed, result=result).model_dump_json().encode()
+        stored = self.repos.setdefault(job.repo, {})
+        stored.update({f"outputs/{path}": item for path, item in files.items()} | {"outputs/outputs.json": content})
 
     @contextmanager
     def running(self) -> Iterator[HfJobsServer]:
@@ -89,6 +153,9 @@ class HfJobsServer:
         return job
 
     def _run(self, job: Job) -> None:
+        if self.script is not None:
+            self.script(self, job)
+            return
         work = self.folder / job.id
         work.mkdir()
         kept = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "TMPDIR")}
@@ -124,6 +191,7 @@ class HfJobsServer:
             "flavor": job.spec["flavor"],
             "command": job.spec["command"],
             "labels": job.spec.get("labels"),
+            "durations": {"runningSecs": job.running_seconds},
         }
 
 
@@ -155,12 +223,10 @@ def _handler(hub: HfJobsServer) -> type[BaseHTTPRequestHandler]:
             if not self.allowed():
                 return
             if parts[:2] == ["api", "whoami-v2"]:
-                self.respond(200, {"name": "ann", "type": "user"})
+                access = {"role": hub.role, "displayName": "studio"}
+                self.respond(200, {"name": "ann", "type": "user", "auth": {"accessToken": access}})
             elif parts == ["api", "jobs", "hardware"]:
-                gpu = {"type": "gpu", "model": "A10G", "quantity": "1", "vram": "24 GB", "manufacturer": "Nvidia"}
-                price = {"unitCostMicroUSD": 25000, "unitCostUSD": 0.025, "unitLabel": "minute"}
-                large = {"name": "a10g-large", "prettyName": "Nvidia A10G - large", "cpu": "12 vCPU", "ram": "46 GB"}
-                self.respond(200, [{**large, **price, "accelerator": gpu}])
+                self.respond(200, HARDWARE)
             elif parts[:2] == ["api", "jobs"] and len(parts) == 3:
                 wanted = unquote(urlsplit(self.path).query)
                 found = [
@@ -169,10 +235,15 @@ def _handler(hub: HfJobsServer) -> type[BaseHTTPRequestHandler]:
                     if all(f"{k}={v}" in wanted for k, v in job.spec["labels"].items() if k != "name")
                 ]
                 self.respond(200, found)
+            elif parts[:2] == ["api", "jobs"] and hub.failures:
+                hub.failures -= 1
+                self.respond(503, {"error": "Service unavailable"})
             elif parts[:2] == ["api", "jobs"] and parts[4:] == ["logs"]:
                 self.stream(hub.jobs[parts[3]])
             elif parts[:2] == ["api", "jobs"]:
                 self.respond(200, hub.info(hub.jobs[parts[3]]))
+            elif parts[:2] == ["api", "datasets"] and "/".join(parts[2:4]) not in hub.repos:
+                self.respond(404, {"error": "Repository not found"})
             elif parts[:2] == ["api", "datasets"]:
                 repo = "/".join(parts[2:4])
                 siblings = [{"rfilename": name} for name in hub.repos[repo]]
@@ -191,11 +262,15 @@ def _handler(hub: HfJobsServer) -> type[BaseHTTPRequestHandler]:
             if content is None:
                 self.send_header("X-Error-Code", "EntryNotFound")
             else:
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("ETag", f'"{_digest(content)}"')
                 self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", str(len(content or b"")))
             self.end_headers()
             if content is not None and self.command == "GET":
+                if hub.cut_downloads and path.startswith("outputs/") and not path.endswith("outputs.json"):
+                    hub.cut_downloads -= 1
+                    self.close_connection = True
+                    content = content[: len(content) // 2]
                 self.wfile.write(content)
 
         def stream(self, job: Job) -> None:
@@ -223,7 +298,9 @@ def _handler(hub: HfJobsServer) -> type[BaseHTTPRequestHandler]:
             parts = path.strip("/").split("/")
             if not self.allowed():
                 return
-            if path == "/api/repos/create":
+            if path == "/api/repos/create" and hub.refuse_repo:
+                self.respond(hub.refuse_repo, {"error": "You don't have the rights to create a dataset"})
+            elif path == "/api/repos/create":
                 values = json.loads(body)
                 repo = f"{values.get('organization') or 'ann'}/{values['name']}"
                 hub.repos.setdefault(repo, {})
@@ -278,6 +355,10 @@ def _handler(hub: HfJobsServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(content)
 
     return Handler
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _mode(path: str) -> str:

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import BaseModel
 
@@ -23,8 +24,9 @@ from lora_studio.planning.speeds import read_speeds
 from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.gpu_queue import hold_gpu
-from lora_studio.workspace.job_folder import RESUME_REMEDIES, JobFolder, JobState
+from lora_studio.workspace.job_folder import RESUME_REMEDIES, JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home
+from lora_studio.workspace.remote_run import RemoteRun
 from tests.support.events import records_of, start_event, step_event
 
 
@@ -353,3 +355,31 @@ def test_a_notification_that_fails_is_a_warning_before_the_end(folder: JobFolder
     assert folder.status().state is JobState.DONE
     assert [record["event"] for record in records_of(folder)] == ["warning", "done"]
     assert records_of(folder, "warning")[0]["code"] == "notify_failed"
+
+
+def test_a_remote_run_whose_worker_was_killed_is_taken_up_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other runs are not: a training here waits for its user, and a remote one that has ended or is followed stays."""
+    project = home.create_project("ink")
+    lost = {"state": JobState.RUNNING, "pid": 0, "pid_started": 1.0}
+    own = {"pid": os.getpid(), "pid_started": psutil.Process().create_time()}
+    states = [(True, lost), (False, lost), (True, {**lost, **own}), (True, {**lost, "state": JobState.FAILED})]
+    for is_remote, status in states:
+        job = TrainJob(name="ink", dataset=project.dataset_dir, base="x")
+        run = JobFolder.create(project.new_run_dir("ink"), job)
+        if is_remote:
+            RemoteRun(flavor="a10g-large", timeout="3h", key="key", job_id="job").write(run.path)
+        run.set_status(JobStatus.model_validate(status))
+    first = project.runs()[0]
+    first.request_stop()
+    started: list[tuple[JobFolder, bool]] = []
+
+    def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
+        folder.clear_stop()
+        folder.update_status(**own)
+        started.append((folder, resume))
+
+    monkeypatch.setattr(worker, "start", start)
+    assert worker.take_up_remote_runs(home) == [first]
+    assert started == [(first, True)]
+    assert first.stop_requested()
+    assert worker.take_up_remote_runs(home) == []
