@@ -77,6 +77,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL, roles: Roles | None = None) -
         html(js="form_fields.js")
         html(js="uploads.js")
         html(js="tab_history.js")
+        html(js="project_menu.js")
         html(js="table_search.js")
         chart_script()
         header = _header(mode)

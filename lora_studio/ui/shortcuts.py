@@ -19,6 +19,7 @@ class Place(StrEnum):
     """Where in the page keys work."""
 
     PAGE = "page"
+    MENU = "menu"
     GRID = "grid"
     SELECTION_TAG = "selection_tag"
     REVIEW = "review"
@@ -32,6 +33,7 @@ class Place(StrEnum):
 
 TITLES = {
     Place.PAGE: "Everywhere",
+    Place.MENU: "Projects menu",
     Place.GRID: "Dataset, grid of images",
     Place.SELECTION_TAG: "Dataset, tag of selected images",
     Place.REVIEW: "Dataset, Review",
@@ -87,6 +89,7 @@ def _pressed(*keys: str) -> dict[str, str]:
 
 SHORTCUTS: dict[Place, tuple[Shortcut, ...]] = {
     Place.PAGE: (Shortcut("show or close this list", {"?": "sheet"}),),
+    Place.MENU: (Shortcut("close", _pressed("Escape")),),
     Place.GRID: (
         Shortcut("move in the grid", _pressed(*ARROWS), "← → ↑ ↓"),
         Shortcut("select or deselect", {"x": "select"}),

@@ -1,11 +1,12 @@
 // The large view of Dataset: zoom with the wheel or + - 0, a crop drawn with the pointer, a focus point set by a click.
-// Buttons with data-key are pressed by that key; the focus stays inside and returns to the image that opened the view.
+// Buttons with data-key are pressed by that key; on the zoomed image itself the arrows scroll. The focus stays inside and
+// returns to the image that opened the view.
 
 window.studioViewer ||= {};
 window.studioViewer.trigger = trigger;  // that of the component as it is now
 if (!window.studioViewer.zoom) {
   const viewer = window.studioViewer;
-  Object.assign(viewer, { zoom: 1, tool: '', box: null, start: null, image: null });
+  Object.assign(viewer, { zoom: 1, tool: '', box: null, start: null, image: null, inGrid: false });
   const open = () => document.querySelector('#dataset-viewer .viewer');
   const frame = () => open()?.querySelector('.viewer-frame');
   const send = (pick) => window.studioQueue(() => viewer.trigger('click', { pick }));
@@ -40,6 +41,7 @@ if (!window.studioViewer.zoom) {
     else button.click();
   };
   document.addEventListener('click', (event) => {
+    if (!open()) viewer.inGrid = false;
     const button = event.target.closest('.viewer [data-zoom], .viewer [data-tool], .viewer [data-crop]');
     if (button) press(button);
     else if (event.target === open()) send('close');
@@ -67,16 +69,18 @@ if (!window.studioViewer.zoom) {
     setZoom(event.deltaY < 0 ? 'in' : 'out');
   }, { passive: false });
   document.addEventListener('keydown', (event) => {
+    if (!open()) viewer.inGrid = !!event.target.closest?.('#dataset-grid');
     if (!open() || event.altKey || event.ctrlKey || event.metaKey) return;
     const name = window.studioKey('viewer', event);
     if (document.querySelector('dialog[open]')) return;
     if (event.key === 'Tab') {
-      const items = [...open().querySelectorAll('button, summary')].filter((item) => item.offsetParent);
+      const items = [...open().querySelectorAll('button, summary, [tabindex="0"]')].filter((item) => item.offsetParent);
       const edge = event.shiftKey ? items[0] : items[items.length - 1];
       if (document.activeElement !== edge && open().contains(document.activeElement)) return;
       event.preventDefault();
       return (event.shiftKey ? items[items.length - 1] : items[0]).focus();
     }
+    if (name.startsWith('Arrow') && event.target.matches('.viewer-stage') && viewer.zoom > 1) return;  // scrolls
     if (name === 'Escape' && (viewer.tool || viewer.box)) {
       viewer.tool = '';
       viewer.box = null;
@@ -95,7 +99,10 @@ if (!window.studioViewer.zoom) {
     const shown = open()?.dataset.image ?? null;
     if (shown !== viewer.image) Object.assign(viewer, { zoom: 1, tool: '', box: null });
     if (shown && !open().contains(document.activeElement)) open().focus({ preventScroll: true });
-    if (!shown && viewer.image) document.querySelector('#review-picture button')?.focus({ preventScroll: true });
+    if (!shown && viewer.image) {
+      const place = viewer.inGrid ? '#dataset-grid .shot[aria-pressed="true"]' : '#review-picture button';
+      document.querySelector(place)?.focus({ preventScroll: true });
+    }
     document.body.classList.toggle('has-lightbox', !!document.querySelector('.lightbox'));
     viewer.image = shown;
     show();

@@ -13,6 +13,7 @@ TEMPLATES = STATIC.parent / "widgets" / "templates"
 # The script that handles the keys of a place.
 SCRIPTS = {
     Place.PAGE: "shortcuts.js",
+    Place.MENU: "project_menu.js",
     Place.GRID: "grid_select.js",
     Place.SELECTION_TAG: "grid_select.js",
     Place.REVIEW: "review_keys.js",
