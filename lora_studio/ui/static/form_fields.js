@@ -1,6 +1,7 @@
 // Corrections of Gradio's form fields.
 // Text boxes: the reset button is in the <label>, before the box, so that a click on the label would press the button.
 // Here the box gets the label and its name, and the help text becomes its description.
+// Choices: each would be a group of its own, so that the arrow keys would not move between them.
 // Lists: Tab would open the list again after it lost the focus.
 
 if (!window.studioFormFields) {
@@ -13,6 +14,9 @@ if (!window.studioFormFields) {
       box.closest('label').htmlFor = identify(box, 'input');
       box.setAttribute('aria-labelledby', title(box));
       box.setAttribute('aria-describedby', `${block(box).id}-help`);
+    });
+    document.querySelectorAll('.block[id] [type="radio"]:not([name$="-choice"])').forEach((choice) => {
+      choice.name = `${block(choice).id}-choice`;
     });
     document.querySelectorAll('label > .info-text:not([id])').forEach((help) => identify(help, 'help'));
     document.querySelectorAll('.field .custom-button:not([id])').forEach((button) => {

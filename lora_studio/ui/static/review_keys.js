@@ -6,7 +6,8 @@ if (!window.studioReviewKeys.send) {
   window.studioReviewKeys.send = (presses) => window.studioReviewKeys.trigger('click', { presses });
   // What the focused element does with a key itself, such as a button with Enter.
   const pressable = 'button, a, summary, [tabindex], [type=checkbox], [type=radio]:not(:checked)';
-  const own = { Enter: pressable, ' ': pressable, ArrowLeft: '[role="tab"]', ArrowRight: '[role="tab"]', Delete: '.chip' };
+  const horizontal = '[role="tab"], [type=radio]';
+  const own = { Enter: pressable, ' ': pressable, ArrowLeft: horizontal, ArrowRight: horizontal, Delete: '.chip' };
   const isShown = () => !!document.getElementById('review-mark')?.offsetParent;
   const press = (event, name) => {
     event.preventDefault();
@@ -21,8 +22,10 @@ if (!window.studioReviewKeys.send) {
       document.querySelector('#review-add input').focus();
     } else if (name && !(own[event.key] && event.target.closest(own[event.key]))) press(event, name);
   });
-  // A button that was clicked with the mouse does not keep the focus, so that Enter continues the review.
+  // What was clicked with the mouse does not keep the focus, so that Enter and the arrows continue the review.
   document.addEventListener('click', (event) => {
+    const choice = event.detail && event.target.closest('#dataset-section label')?.querySelector('input');
+    if (choice) setTimeout(() => choice.blur());
     if (event.detail && isShown()) event.target.closest('.shot, #dataset-filter button, .review-actions button')?.blur();
   });
 }
